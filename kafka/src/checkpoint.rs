@@ -1,0 +1,111 @@
+//! A record of `<source>.checkpoint`: how far the topics of a source are.
+//!
+//! Two numbers carry its honesty. `position`: everything committed in the source up to there
+//! has been sent. `reach`: the highest LSN whose effects may stand in the topics, because a
+//! read showed it or a transaction is sent half. The topics equal the source at `position`
+//! exactly when `reach` is not above it; else the record marks progress, for the next writer.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::lsn::Lsn;
+
+/// Per topic and partition the offset after the last event.
+pub type Offsets = BTreeMap<String, BTreeMap<i32, i64>>;
+
+/// The one key of a checkpoint topic's records.
+pub const KEY: &str = "checkpoint";
+
+/// Where a reader stands in a source: positions compare by epoch, then by LSN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Position {
+    /// The source's epoch: grows whenever its log could not be continued.
+    pub epoch: u64,
+    /// Everything committed up to here is contained.
+    pub lsn: Lsn,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.epoch, self.lsn)
+    }
+}
+
+/// What the last record of every Kafka transaction says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// Grows when the log could not be continued: the Unix second it began, or the last plus 1.
+    pub epoch: u64,
+    /// PostgreSQL's system identifier of the source.
+    pub system_identifier: String,
+    /// The source's timeline.
+    pub timeline: u32,
+    /// Everything committed up to here has been sent.
+    pub position: Lsn,
+    /// The highest LSN whose effects the topics may hold.
+    pub reach: Lsn,
+    /// Commit time of the last transaction sent, microseconds since 1970; none yet: null.
+    pub committed_at_us: Option<i64>,
+    /// When `position` was last known to be all that the source had, microseconds since 1970.
+    pub current_at_us: Option<i64>,
+    /// End of the source's WAL, as the source said last.
+    pub wal_end: Lsn,
+    /// Per topic and partition the offset after the last event that this record covers.
+    pub offsets: Offsets,
+    /// Per table (`schema.name`) what the topics know of it.
+    pub tables: BTreeMap<String, TableState>,
+}
+
+/// What the topics know of one table, and how far its reads are.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableState {
+    /// The columns known of every row; empty: not even which rows there are.
+    pub columns: Vec<String>,
+    /// The columns that will be known once the table read is complete.
+    pub target: Vec<String>,
+    /// Where the table read goes on.
+    pub read: Read,
+    /// Per partition of the table's topic what is still to be compared with the source.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub reconcile: BTreeMap<i32, Reconcile>,
+}
+
+/// How far a table read is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Read {
+    /// From the first key.
+    #[default]
+    First,
+    /// Above this key: the text of each key column, in key order.
+    After(Vec<String>),
+    /// Complete.
+    Done,
+}
+
+/// Offsets of a partition that are still to be compared with the source: `next` to `end`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reconcile {
+    pub next: i64,
+    pub end: i64,
+}
+
+impl Checkpoint {
+    /// May readers take it? Only if no effect beyond `position` stands in the topics and every
+    /// table has been read once. While a new epoch reads tables, none has columns.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.reach <= self.position && self.tables.values().all(|table| !table.columns.is_empty())
+    }
+
+    /// The position that a reader has once it has read up to `offsets`.
+    #[must_use]
+    pub fn at(&self) -> Position {
+        Position {
+            epoch: self.epoch,
+            lsn: self.position,
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! Where Kafka is and how its topics are set.
+
+use garde::Validate;
+use serde::Deserialize;
+
+/// The section `[kafka]` of every binary's configuration.
+#[derive(Debug, Clone, Deserialize, Validate)]
+#[serde(deny_unknown_fields)]
+pub struct KafkaConfig {
+    /// Addresses to begin with, `host:port` with commas between.
+    #[garde(length(min = 1))]
+    pub bootstrap: String,
+    /// Put before every topic name and transactional id, so that several installations can
+    /// share a cluster. Default empty.
+    #[serde(default)]
+    #[garde(pattern(r"^[A-Za-z0-9._-]{0,100}$"))]
+    pub topic_prefix: String,
+    /// Partitions of a table's topic when it is made; fixed for its life. Default 4.
+    #[serde(default = "partitions")]
+    #[garde(range(min = 1, max = 1000))]
+    pub partitions: i32,
+    /// Copies of each topic. Default 3; 1 only where one broker is all there is.
+    #[serde(default = "replication_factor")]
+    #[garde(range(min = 1, max = 9))]
+    pub replication_factor: i32,
+    /// A transaction that is open for longer is aborted by the broker, milliseconds.
+    /// Default 10000.
+    #[serde(default = "transaction_timeout_ms")]
+    #[garde(range(min = 1000, max = 60000))]
+    pub transaction_timeout_ms: u32,
+}
+
+impl KafkaConfig {
+    /// In-sync copies that must have a record before it counts: all but one, at least one.
+    #[must_use]
+    pub fn min_insync_replicas(&self) -> i32 {
+        (self.replication_factor - 1).max(1)
+    }
+}
+
+fn partitions() -> i32 {
+    4
+}
+
+fn replication_factor() -> i32 {
+    3
+}
+
+fn transaction_timeout_ms() -> u32 {
+    10_000
+}

@@ -1,0 +1,1 @@
+//! How anybody reads a source's topics: by checkpoints.

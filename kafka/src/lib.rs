@@ -1,0 +1,16 @@
+//! What crosses Kafka: names and settings of topics, change events, checkpoints, and how both
+//! are written (one fenced transactional producer a source) and read (by checkpoints).
+//!
+//! Knows no table and no SQL: a row is JSON to this crate.
+
+pub mod checkpoint;
+pub mod config;
+pub mod event;
+pub mod follower;
+pub mod lsn;
+pub mod producer;
+pub mod topic;
+
+pub use checkpoint::{Checkpoint, Offsets, Position, TableState};
+pub use config::KafkaConfig;
+pub use lsn::Lsn;
