@@ -74,7 +74,18 @@ pub async fn serve(
     if let Ok(address) = listener.local_addr() {
         tracing::info!(%address, "admin port listens on {address}");
     }
-    let router = Router::new()
+    let router = router(health, metrics, extra);
+    axum::serve(listener, router)
+        .with_graceful_shutdown(shutdown.cancelled_owned())
+        .await
+        .map_err(|source| AdminError {
+            listen: config.listen,
+            source,
+        })
+}
+
+fn router(health: Health, metrics: PrometheusHandle, extra: Router) -> Router {
+    Router::new()
         .route("/livez", get(|| async { "live\n" }))
         .route("/readyz", get(readyz).with_state(health))
         .route(
@@ -85,14 +96,7 @@ pub async fn serve(
             })
             .with_state(metrics),
         )
-        .merge(extra);
-    axum::serve(listener, router)
-        .with_graceful_shutdown(shutdown.cancelled_owned())
-        .await
-        .map_err(|source| AdminError {
-            listen: config.listen,
-            source,
-        })
+        .merge(extra)
 }
 
 async fn readyz(State(health): State<Health>) -> impl IntoResponse {
@@ -112,4 +116,40 @@ pub struct AdminError {
     listen: SocketAddr,
     #[source]
     source: std::io::Error,
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{body::Body, http::Request};
+    use metrics_exporter_prometheus::PrometheusBuilder;
+    use tower::ServiceExt;
+
+    use super::*;
+
+    async fn status(router: &Router, path: &str) -> StatusCode {
+        let request = Request::get(path).body(Body::empty()).expect("a request");
+        let Ok(response) = router.clone().oneshot(request).await;
+        response.status()
+    }
+
+    #[tokio::test]
+    async fn readiness_follows_health_and_liveness_does_not() {
+        let health = Health::default();
+        let handle = PrometheusBuilder::new().build_recorder().handle();
+        let router = router(health.clone(), handle, Router::new());
+        assert_eq!(status(&router, "/livez").await, StatusCode::OK);
+        assert_eq!(
+            status(&router, "/readyz").await,
+            StatusCode::SERVICE_UNAVAILABLE
+        );
+        health.ready();
+        assert_eq!(status(&router, "/readyz").await, StatusCode::OK);
+        health.not_ready("the source is gone");
+        assert_eq!(
+            status(&router, "/readyz").await,
+            StatusCode::SERVICE_UNAVAILABLE
+        );
+        assert_eq!(status(&router, "/livez").await, StatusCode::OK);
+        assert_eq!(status(&router, "/metrics").await, StatusCode::OK);
+    }
 }

@@ -65,3 +65,56 @@ where
     })?;
     Ok(config)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize, Validate)]
+    #[serde(deny_unknown_fields)]
+    struct Settings {
+        #[garde(range(min = 1, max = 10))]
+        workers: u32,
+        #[garde(length(min = 1))]
+        name: String,
+    }
+
+    fn load_text(text: &str) -> Result<Settings, ConfigError> {
+        let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
+        file.write_all(text.as_bytes()).expect("it is writable");
+        load(file.path())
+    }
+
+    #[test]
+    fn a_good_file_is_read() {
+        let settings = load_text("workers = 2\nname = \"a\"").expect("it fits");
+        assert_eq!((settings.workers, settings.name.as_str()), (2, "a"));
+    }
+
+    #[test]
+    fn a_misspelt_key_is_named() {
+        let error = load_text("workers = 2\nname = \"a\"\nwrokers = 3").unwrap_err();
+        assert!(error.to_string().contains("wrokers"), "{error}");
+    }
+
+    #[test]
+    fn every_value_out_of_bounds_is_named_at_once() {
+        let error = load_text("workers = 11\nname = \"\"")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("workers") && error.contains("name"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_missing_file_says_what_to_pass() {
+        let error = load::<Settings>(Path::new("/nowhere/x.toml")).unwrap_err();
+        assert!(error.to_string().contains("--config"), "{error}");
+    }
+}
