@@ -3,6 +3,8 @@
 use garde::Validate;
 use serde::Deserialize;
 
+use crate::topic::LATENESS_MAX_MS;
+
 /// The section `[kafka]` of every binary's configuration.
 #[derive(Debug, Clone, Deserialize, Validate)]
 #[serde(deny_unknown_fields)]
@@ -28,9 +30,38 @@ pub struct KafkaConfig {
     #[serde(default = "transaction_timeout_ms")]
     #[garde(range(min = 1000, max = 60000))]
     pub transaction_timeout_ms: u32,
+    /// How far a reader may be behind, and how long a topic keeps every version of a row and
+    /// every tombstone, milliseconds. The topics' settings must agree. Default 7 days.
+    #[serde(default = "lateness_max_ms")]
+    #[garde(range(min = 1000, max = 10 * LATENESS_MAX_MS))]
+    pub lateness_max_ms: i64,
+    /// Events that a producer or the queue of one partition holds at most, KiB. Default 4096.
+    #[serde(default = "queue_kib")]
+    #[garde(range(min = 64, max = 1_048_576))]
+    pub queue_kib: u32,
+    /// A request to Kafka that has not succeeded after this time, retries included, fails,
+    /// milliseconds. Default 10000.
+    #[serde(default = "request_timeout_ms")]
+    #[garde(range(min = 1000, max = 60000))]
+    pub request_timeout_ms: u32,
 }
 
 impl KafkaConfig {
+    /// Defaults, but where `bootstrap` is and how many copies there are.
+    #[must_use]
+    pub fn new(bootstrap: &str, replication_factor: i32) -> Self {
+        Self {
+            bootstrap: bootstrap.to_owned(),
+            topic_prefix: String::new(),
+            partitions: partitions(),
+            replication_factor,
+            transaction_timeout_ms: transaction_timeout_ms(),
+            lateness_max_ms: lateness_max_ms(),
+            queue_kib: queue_kib(),
+            request_timeout_ms: request_timeout_ms(),
+        }
+    }
+
     /// In-sync copies that must have a record before it counts: all but one, at least one.
     #[must_use]
     pub fn min_insync_replicas(&self) -> i32 {
@@ -47,5 +78,17 @@ fn replication_factor() -> i32 {
 }
 
 fn transaction_timeout_ms() -> u32 {
+    10_000
+}
+
+fn lateness_max_ms() -> i64 {
+    LATENESS_MAX_MS
+}
+
+fn queue_kib() -> u32 {
+    4096
+}
+
+fn request_timeout_ms() -> u32 {
     10_000
 }

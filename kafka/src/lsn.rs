@@ -79,7 +79,17 @@ mod tests {
 
     #[test]
     fn text_that_postgresql_would_not_print_is_refused() {
-        for text in ["", "/", "1/", "/1", "1", "+1/1", "1/ 1", "123456789/0", "0/x"] {
+        for text in [
+            "",
+            "/",
+            "1/",
+            "/1",
+            "1",
+            "+1/1",
+            "1/ 1",
+            "123456789/0",
+            "0/x",
+        ] {
             assert!(text.parse::<Lsn>().is_err(), "{text:?}");
         }
     }

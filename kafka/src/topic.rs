@@ -19,3 +19,36 @@ pub fn table(config: &KafkaConfig, source: &str, schema: &str, table: &str) -> S
 pub fn checkpoint(config: &KafkaConfig, source: &str) -> String {
     format!("{}{source}.checkpoint", config.topic_prefix)
 }
+
+/// `<prefix><source>.connector`: whoever calls itself so fences every older one.
+#[must_use]
+pub fn transactional_id(config: &KafkaConfig, source: &str) -> String {
+    format!("{}{source}.connector", config.topic_prefix)
+}
+
+/// Creates and checks topics.
+#[derive(Debug)]
+pub struct Topics;
+
+/// A topic cannot be used as it is, or Kafka cannot be asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TopicError {
+    #[error("topics")]
+    Placeholder,
+}
+
+impl Topics {
+    pub fn connect(_config: &KafkaConfig) -> Result<Self, TopicError> {
+        unimplemented!()
+    }
+
+    /// Creates what is missing and checks what is there. `tables` and `checkpoint` are full topic names.
+    pub async fn ensure(&self, _tables: &[String], _checkpoint: &str) -> Result<(), TopicError> {
+        unimplemented!()
+    }
+
+    pub async fn partitions(&self, _topic: &str) -> Result<i32, TopicError> {
+        unimplemented!()
+    }
+}
