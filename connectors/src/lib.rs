@@ -1,1 +1,2 @@
 //! connectors
+pub mod replication;

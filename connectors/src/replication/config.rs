@@ -1,0 +1,87 @@
+//! How a replication session is set up and bounded.
+
+use std::time::Duration;
+
+use tokio_postgres::config::SslMode;
+
+use super::error::ReplicationError;
+
+/// Settings of every session with a source, replication or reading, so that none of the
+/// source's own shows in a value: the text forms of dates, intervals, bytes, floats and money
+/// depend on them.
+pub const SESSION_SETTINGS: [(&str, &str); 7] = [
+    ("client_encoding", "UTF8"),
+    ("DateStyle", "ISO, YMD"),
+    ("IntervalStyle", "postgres"),
+    ("TimeZone", "UTC"),
+    ("bytea_output", "hex"),
+    ("extra_float_digits", "3"),
+    ("lc_monetary", "C"),
+];
+
+/// Where the source is, and the bounds of the conversation with it.
+#[derive(Debug, Clone)]
+pub struct ReplicationConfig {
+    /// Address, user, password, database; hosts are tried in order.
+    pub postgres: tokio_postgres::Config,
+    /// Shown in the source's `pg_stat_replication`. Default `tributary`.
+    pub application_name: String,
+    /// The server frees the slot of a client that it has not heard for so long. Default 7 s.
+    pub wal_sender_timeout: Duration,
+    /// Between two statuses when there is nothing new to tell. Default 1 s.
+    pub status_interval: Duration,
+    /// A server that sends nothing for so long, though asked, is gone. Default 10 s.
+    pub read_timeout: Duration,
+    /// For a connection to be there, authenticated and ready. Default 10 s.
+    pub connect_timeout: Duration,
+    /// For a replication command to be answered. Default 30 s.
+    pub command_timeout: Duration,
+    /// Bytes received and not yet consumed, at most (a row that is larger passes alone).
+    /// Default 8 MiB.
+    pub buffer_bytes_max: usize,
+    /// The largest message taken; PostgreSQL's own limit is 1 GiB. Default 1 GiB.
+    pub message_bytes_max: usize,
+}
+
+impl ReplicationConfig {
+    /// Defaults, for a URL as tokio-postgres takes it.
+    ///
+    /// # Errors
+    /// Where the URL does not parse, names no user or host, or requires TLS.
+    pub fn from_url(url: &str) -> Result<Self, ReplicationError> {
+        Self::new(url.parse().map_err(ReplicationError::Url)?)
+    }
+
+    /// Defaults, for an address that is already parsed.
+    ///
+    /// # Errors
+    /// Where it names no user or host, or requires TLS.
+    pub fn new(postgres: tokio_postgres::Config) -> Result<Self, ReplicationError> {
+        if postgres.get_ssl_mode() == SslMode::Require {
+            return Err(ReplicationError::TlsUnsupported);
+        }
+        if postgres.get_user().is_none() {
+            return Err(ReplicationError::UrlIncomplete("a user"));
+        }
+        if postgres.get_hosts().is_empty() && postgres.get_hostaddrs().is_empty() {
+            return Err(ReplicationError::UrlIncomplete("a host"));
+        }
+        Ok(Self {
+            connect_timeout: postgres
+                .get_connect_timeout()
+                .copied()
+                .unwrap_or(Duration::from_secs(10)),
+            application_name: postgres
+                .get_application_name()
+                .unwrap_or("tributary")
+                .to_owned(),
+            postgres,
+            wal_sender_timeout: Duration::from_secs(7),
+            status_interval: Duration::from_secs(1),
+            read_timeout: Duration::from_secs(10),
+            command_timeout: Duration::from_secs(30),
+            buffer_bytes_max: 8 << 20,
+            message_bytes_max: 1 << 30,
+        })
+    }
+}
