@@ -85,3 +85,35 @@ impl ReplicationConfig {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_that_cannot_work_is_refused_before_anything_is_connected() {
+        let config = |url| ReplicationConfig::from_url(url);
+        assert!(config("postgres://u:p@h/d").is_ok());
+        assert!(matches!(config("http://h"), Err(ReplicationError::Url(_))));
+        assert!(matches!(
+            config("postgres://u@h/d?sslmode=require"),
+            Err(ReplicationError::TlsUnsupported)
+        ));
+        assert!(matches!(
+            config("postgres://u@/d"),
+            Err(ReplicationError::UrlIncomplete("a host"))
+        ));
+        assert!(matches!(
+            config("postgres://h/d"),
+            Err(ReplicationError::UrlIncomplete("a user"))
+        ));
+    }
+
+    #[test]
+    fn a_password_is_not_shown() {
+        let config = ReplicationConfig::from_url("postgres://u:hush@h/d").unwrap();
+        assert!(!format!("{config:?}").contains("hush"));
+        let error = ReplicationConfig::from_url("postgres://u:hush@h:port/d").unwrap_err();
+        assert!(!format!("{error:?} {error}").contains("hush"), "{error:?}");
+    }
+}

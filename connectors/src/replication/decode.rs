@@ -337,3 +337,6 @@ impl Reader {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -217,7 +217,7 @@ impl ServerError {
             match kind {
                 b'V' => error.severity = value,
                 b'S' => localized_severity = value,
-                b'C' => error.code = SqlState::from_code(&value),
+                b'C' if !value.is_empty() => error.code = SqlState::from_code(&value),
                 b'M' => error.message = value,
                 b'D' => error.detail = Some(value),
                 b'H' => error.hint = Some(value),
@@ -228,5 +228,49 @@ impl ServerError {
             error.severity = localized_severity;
         }
         error
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(code: &str) -> ReplicationError {
+        let body = format!("SFEHLER\0VERROR\0C{code}\0Mno\0Dbecause\0Hdo that\0\0");
+        ReplicationError::StartReplication {
+            slot: "s".to_owned(),
+            source: CommandError::Server(Box::new(ServerError::read(body.as_bytes()))),
+        }
+    }
+
+    #[test]
+    fn what_passes_by_itself_is_retried_and_what_needs_a_hand_is_not() {
+        for code in [
+            "55006", "57P01", "57P03", "53300", "08006", "XX000", "58P01", "57014",
+        ] {
+            assert!(refused(code).is_retriable(), "{code}");
+        }
+        for code in [
+            "28P01", "28000", "42501", "42704", "55000", "3D000", "0A000", "42602",
+        ] {
+            assert!(!refused(code).is_retriable(), "{code}");
+        }
+    }
+
+    #[test]
+    fn the_servers_words_and_state_are_kept() {
+        let error = refused("42704");
+        assert_eq!(error.sql_state(), Some(&SqlState::UNDEFINED_OBJECT));
+        assert_eq!(
+            error.to_string(),
+            "cannot start replication from the slot s: ERROR 42704: no; because; do that"
+        );
+    }
+
+    #[test]
+    fn a_damaged_error_is_still_an_error() {
+        for body in [&b""[..], b"\0", b"C", b"M\xff\xfe", b"\0\0\0"] {
+            assert_eq!(ServerError::read(body).code, SqlState::INTERNAL_ERROR);
+        }
     }
 }

@@ -25,19 +25,25 @@
 //! Sources of the formats: PostgreSQL's documentation, "Streaming Replication Protocol",
 //! "Logical Streaming Replication Protocol" and "Logical Replication Message Formats".
 
+mod buffer;
 mod client;
 mod config;
 mod decode;
 mod error;
+mod feedback;
+mod frame;
 mod message;
+mod session;
 mod stream;
+mod transport;
 
 pub use client::{CreatedSlot, ReplicationClient, SystemIdentity, TimelineSwitch};
 pub use config::{ReplicationConfig, SESSION_SETTINGS};
 pub use decode::{DecodeError, decode};
 pub use error::{CommandError, ReplicationError, ServerError};
+pub use feedback::Feedback;
 pub use message::{
     Cell, Cells, OldRow, RawEvent, Relation, RelationColumn, ReplicaIdentity, ReplicationEvent,
     ReplicationMessage, Tuple,
 };
-pub use stream::{Feedback, ReplicationStream};
+pub use stream::ReplicationStream;

@@ -1,0 +1,99 @@
+//! Byte streams to a server. TLS will be one more [`Transport`], wrapped around one of these.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_postgres::config::Host;
+
+/// A connection as the protocol needs it.
+pub(super) trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
+
+/// PostgreSQL's port where an address names none.
+const DEFAULT_PORT: u16 = 5432;
+
+/// One place where the server may be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Address {
+    Name(String, u16),
+    Ip(IpAddr, u16),
+    Unix(PathBuf),
+}
+
+impl Address {
+    /// Every place that a configuration names, in its order.
+    pub(super) fn all(config: &tokio_postgres::Config) -> Vec<Self> {
+        let (hosts, ips) = (config.get_hosts(), config.get_hostaddrs());
+        (0..hosts.len().max(ips.len()))
+            .filter_map(|index| {
+                // As libpq has it: one port for all, or one each.
+                let port = match config.get_ports() {
+                    [] => DEFAULT_PORT,
+                    [port] => *port,
+                    ports => ports.get(index).copied().unwrap_or(DEFAULT_PORT),
+                };
+                // An address spares the look-up of the name beside it.
+                if let Some(ip) = ips.get(index) {
+                    return Some(Self::Ip(*ip, port));
+                }
+                hosts.get(index).map(|host| match host {
+                    Host::Tcp(name) => Self::Name(name.clone(), port),
+                    Host::Unix(folder) => Self::Unix(folder.join(format!(".s.PGSQL.{port}"))),
+                })
+            })
+            .collect()
+    }
+
+    /// Connects.
+    pub(super) async fn open(&self) -> io::Result<Box<dyn Transport>> {
+        let tcp = match self {
+            Self::Unix(path) => return Ok(Box::new(UnixStream::connect(path).await?)),
+            Self::Name(name, port) => TcpStream::connect((name.as_str(), *port)).await?,
+            Self::Ip(ip, port) => TcpStream::connect((*ip, *port)).await?,
+        };
+        // A status is 39 bytes and is wanted now.
+        tcp.set_nodelay(true)?;
+        Ok(Box::new(tcp))
+    }
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Name(name, port) => write!(f, "{name}:{port}"),
+            Self::Ip(ip, port) => write!(f, "{}", std::net::SocketAddr::new(*ip, *port)),
+            Self::Unix(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(url: &str) -> Vec<String> {
+        Address::all(&url.parse().unwrap())
+            .iter()
+            .map(ToString::to_string)
+            .collect()
+    }
+
+    #[test]
+    fn every_host_of_a_url_is_an_address() {
+        assert_eq!(
+            addresses("postgres://u@one:5433,two:5434/d"),
+            ["one:5433", "two:5434"]
+        );
+        assert_eq!(
+            addresses("postgres://u@%2Frun%2Fpg:5440/d"),
+            ["/run/pg/.s.PGSQL.5440"]
+        );
+        assert_eq!(addresses("host=/run/pg user=u"), ["/run/pg/.s.PGSQL.5432"]);
+        assert_eq!(addresses("host=a,b port=7 user=u"), ["a:7", "b:7"]);
+        assert_eq!(addresses("host=name hostaddr=::1 user=u"), ["[::1]:5432"]);
+    }
+}

@@ -1,0 +1,3 @@
+//! Integration tests of the connector, on real servers.
+
+mod replication;
