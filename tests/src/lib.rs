@@ -1,1 +1,7 @@
-//! tests
+//! What the tests over the whole stack share: the API as a client sees it, the topics as a data
+//! team sees them, and the oracle that says what both should show.
+
+pub mod api;
+pub mod oracle;
+pub mod rest;
+pub mod topics;

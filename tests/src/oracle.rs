@@ -1,0 +1,226 @@
+//! What must be true at rest, computed without any of the code under test: the source tables
+//! are copied side by side into a database of the oracle's own, and one SQL join makes each
+//! unified table from them.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+use fixtures::legacy::System;
+use fixtures::postgres::connect;
+use fixtures::servers::{database, servers};
+use fixtures::stack::Stack;
+use futures_util::{SinkExt, StreamExt, pin_mut};
+use serde_json::Value;
+use tokio_postgres::Client;
+
+/// Rows by id.
+pub type Rows = BTreeMap<i64, Value>;
+
+/// The unified tables, and the SQL that makes each from the source tables.
+pub const UNIFIED: [(&str, &str); 4] = [
+    ("products", include_str!("../oracle/products.sql")),
+    ("orders", include_str!("../oracle/orders.sql")),
+    ("customers", include_str!("../oracle/customers.sql")),
+    ("transactions", include_str!("../oracle/transactions.sql")),
+];
+
+/// A table of a source and its columns, each as SQL that gives the value as an event has it.
+#[derive(Debug, Clone, Copy)]
+pub struct SourceTable {
+    pub system: System,
+    pub table: &'static str,
+    columns: &'static [(&'static str, Encoding)],
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Encoding {
+    Plain,
+    /// `numeric`: a decimal string.
+    Decimal,
+    /// `timestamptz`: an ISO string in UTC with microseconds.
+    Instant,
+}
+
+use Encoding::{Decimal, Instant, Plain};
+
+/// Every captured table.
+pub const SOURCE_TABLES: [SourceTable; 7] = [
+    SourceTable {
+        system: System::Warehouse,
+        table: "wh_item",
+        columns: &[
+            ("id", Plain),
+            ("name", Plain),
+            ("description", Plain),
+            ("country_of_origin", Plain),
+        ],
+    },
+    SourceTable {
+        system: System::Warehouse,
+        table: "wh_price",
+        columns: &[("id", Plain), ("price", Decimal), ("item_id", Plain)],
+    },
+    SourceTable {
+        system: System::Warehouse,
+        table: "wh_quantity",
+        columns: &[("id", Plain), ("quantity", Plain), ("item_id", Plain)],
+    },
+    SourceTable {
+        system: System::Accounting,
+        table: "ac_transaction",
+        columns: &[("id", Plain), ("order_id", Plain)],
+    },
+    SourceTable {
+        system: System::Accounting,
+        table: "ac_transactiondetail",
+        columns: &[
+            ("id", Plain),
+            ("sum", Decimal),
+            ("date", Instant),
+            ("transaction_id", Plain),
+        ],
+    },
+    SourceTable {
+        system: System::Sales,
+        table: "sls_order",
+        columns: &[("id", Plain), ("customer_id", Plain), ("date", Instant)],
+    },
+    SourceTable {
+        system: System::Sales,
+        table: "sls_orderdetail",
+        columns: &[
+            ("id", Plain),
+            ("item_id", Plain),
+            ("unit_price", Decimal),
+            ("quantity", Plain),
+            ("order_id", Plain),
+        ],
+    },
+];
+
+/// RFC 3339 in UTC with microseconds, as the API and the events write it.
+fn instant(expression: &str) -> String {
+    format!("to_char({expression} at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')")
+}
+
+impl SourceTable {
+    /// `sales.public.sls_order`: its topic, but for the prefix.
+    #[must_use]
+    pub fn topic(&self) -> String {
+        format!("{}.public.{}", self.system.name(), self.table)
+    }
+
+    /// Its rows in `schema`, each as an event's `after`.
+    ///
+    /// # Errors
+    /// Where the database refuses.
+    pub async fn rows(&self, client: &Client, schema: &str) -> Result<Rows> {
+        let fields: Vec<String> = self
+            .columns
+            .iter()
+            .map(|(name, encoding)| match encoding {
+                Plain => format!("'{name}', \"{name}\""),
+                Decimal => format!("'{name}', \"{name}\"::text"),
+                Instant => format!("'{name}', {}", instant(&format!("\"{name}\""))),
+            })
+            .collect();
+        let sql = format!(
+            "select id::bigint, jsonb_build_object({})::text from {schema}.{}",
+            fields.join(", "),
+            self.table
+        );
+        rows(client, &sql).await
+    }
+}
+
+/// Runs SQL that gives `id bigint, row text` (JSON).
+///
+/// # Errors
+/// Where the database refuses or a row is not JSON.
+pub async fn rows(client: &Client, sql: &str) -> Result<Rows> {
+    let mut rows = Rows::new();
+    for row in client.query(sql, &[]).await? {
+        let (id, json): (i64, String) = (row.get(0), row.get(1));
+        let json = serde_json::from_str(&json)?;
+        ensure!(rows.insert(id, json).is_none(), "two rows with id {id}");
+    }
+    Ok(rows)
+}
+
+/// The truth at rest.
+#[derive(Debug)]
+pub struct Oracle {
+    /// The unified tables by name, rows in the API's shape.
+    pub unified: BTreeMap<&'static str, Rows>,
+    /// The source tables by topic (without prefix), rows as events have them.
+    pub sources: BTreeMap<String, Rows>,
+}
+
+impl Oracle {
+    /// Reads the sources, which must be at rest.
+    ///
+    /// # Errors
+    /// Where a database refuses.
+    pub async fn read(stack: &Stack) -> Result<Self> {
+        let server = servers().view().await?;
+        let name = database(server, "oracle").await?;
+        let scratch = connect(&server.superuser_url(&name)).await?;
+        scratch
+            .batch_execute(include_str!("../oracle/sources.sql"))
+            .await
+            .context("cannot make the oracle's tables")?;
+        let mut sources = BTreeMap::new();
+        for table in SOURCE_TABLES {
+            let source = stack.source(table.system).await?;
+            copy(&source, &scratch, table).await?;
+            sources.insert(table.topic(), table.rows(&source, "public").await?);
+        }
+        let mut unified = BTreeMap::new();
+        for (table, sql) in UNIFIED {
+            let made = rows(&scratch, sql)
+                .await
+                .with_context(|| format!("the oracle's {table}"))?;
+            unified.insert(table, made);
+        }
+        Ok(Self { unified, sources })
+    }
+
+    /// Products that were sold, most sold first, then by id.
+    #[must_use]
+    pub fn sold_items(&self) -> Vec<Value> {
+        let units = |row: &Value| row["units_sold"].as_i64().unwrap_or_default();
+        let mut sold: Vec<Value> = self.unified["products"]
+            .values()
+            .filter(|row| units(row) > 0)
+            .cloned()
+            .collect();
+        sold.sort_by_key(|row| (-units(row), row["id"].as_i64()));
+        sold
+    }
+}
+
+async fn copy(source: &Client, scratch: &Client, table: SourceTable) -> Result<()> {
+    let columns: Vec<_> = table
+        .columns
+        .iter()
+        .map(|(name, _)| format!("\"{name}\""))
+        .collect();
+    let columns = columns.join(", ");
+    let name = table.table;
+    let out = source
+        .copy_out(&format!("copy public.{name} ({columns}) to stdout"))
+        .await?;
+    let into = scratch
+        .copy_in(&format!(
+            "copy {}.{name} ({columns}) from stdin",
+            table.system.name()
+        ))
+        .await?;
+    pin_mut!(out);
+    pin_mut!(into);
+    while let Some(chunk) = out.next().await {
+        into.send(chunk?).await?;
+    }
+    into.finish().await?;
+    Ok(())
+}

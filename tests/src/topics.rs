@@ -1,0 +1,178 @@
+//! A reader of a source's topics that follows its checkpoints and keeps the tables in memory:
+//! what a data team would write with our `kafka` crate.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use fixtures::stack::Stack;
+use kafka::follower::{Event, Follower, FollowerOptions, Standing, Step};
+use kafka::{Checkpoint, KafkaConfig, Lsn};
+use serde_json::{Value, json};
+
+/// How long a reader may take to reach a position.
+const REACHED_WITHIN: Duration = Duration::from_secs(120);
+
+/// Rows by key, as the key's JSON text.
+pub type Table = BTreeMap<String, Value>;
+
+/// Follows one source.
+#[derive(Debug)]
+pub struct Reader {
+    source: String,
+    follower: Follower,
+    tables: BTreeMap<String, Table>,
+    /// What the events since the last checkpoint have replaced, newest last.
+    undo: Vec<(String, String, Option<Value>)>,
+    /// The checkpoint that `tables` stand at, when `undo` is empty.
+    taken: Option<Checkpoint>,
+    checkpoints: u64,
+}
+
+/// Kafka's configuration as the stack's services have it.
+///
+/// # Errors
+/// Where the configuration changed its shape.
+pub fn kafka_config(stack: &Stack) -> Result<KafkaConfig> {
+    serde_json::from_value(json!({
+        "bootstrap": stack.bootstrap(),
+        "topic_prefix": stack.topic_prefix(),
+        "replication_factor": 1,
+    }))
+    .context("a KafkaConfig for the tests")
+}
+
+impl Reader {
+    /// A reader that has nothing yet.
+    ///
+    /// # Errors
+    /// Where Kafka refuses.
+    pub fn from_the_beginning(stack: &Stack, source: &str) -> Result<Self> {
+        let options = FollowerOptions {
+            // Small, so that parts of a checkpoint occur too.
+            step_events_max: 500,
+            ..FollowerOptions::default()
+        };
+        let config = kafka_config(stack)?;
+        let follower = Follower::new(&config, source, Standing::default(), options)
+            .with_context(|| format!("cannot follow {source}"))?;
+        Ok(Self {
+            source: source.to_owned(),
+            follower,
+            tables: BTreeMap::new(),
+            undo: Vec::new(),
+            taken: None,
+            checkpoints: 0,
+        })
+    }
+
+    /// Takes one step. `Some` when a checkpoint is complete: only then the tables are to be looked
+    /// at.
+    ///
+    /// # Errors
+    /// Where the follower fails, or an event is not an envelope.
+    pub async fn step(&mut self) -> Result<Option<&Checkpoint>> {
+        match self.follower.next().await? {
+            Step::Events(events) => {
+                self.apply(&events)?;
+                Ok(None)
+            }
+            Step::Checkpoint { record, events, .. } => {
+                self.apply(&events)?;
+                self.undo.clear();
+                ensure!(record.is_whole(), "{}: a half checkpoint", self.source);
+                if let Some(last) = &self.taken {
+                    ensure!(
+                        record.at() >= last.at(),
+                        "{} goes back from {} to {}",
+                        self.source,
+                        last.at(),
+                        record.at()
+                    );
+                }
+                self.checkpoints += 1;
+                Ok(Some(self.taken.insert(record)))
+            }
+            Step::TooOld => {
+                while let Some((table, key, before)) = self.undo.pop() {
+                    let table = self.tables.entry(table).or_default();
+                    match before {
+                        Some(row) => table.insert(key, row),
+                        None => table.remove(&key),
+                    };
+                }
+                Ok(None)
+            }
+            Step::Behind => bail!("a reader of {} is behind by days", self.source),
+        }
+    }
+
+    /// Takes steps until a checkpoint covers `lsn`.
+    ///
+    /// # Errors
+    /// Where that takes too long.
+    pub async fn reach(&mut self, lsn: &str) -> Result<()> {
+        let lsn: Lsn = lsn.parse()?;
+        let deadline = Instant::now() + REACHED_WITHIN;
+        while self.taken.as_ref().is_none_or(|taken| taken.position < lsn) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let step = tokio::time::timeout(left, self.step()).await;
+            if let Ok(step) = step {
+                step?;
+            } else {
+                let at = self.taken.as_ref().map(Checkpoint::at);
+                bail!(
+                    "the topics of {} do not reach {lsn}, but {at:?}",
+                    self.source
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// The rows of `schema.table` at the last checkpoint.
+    #[must_use]
+    pub fn table(&self, name: &str) -> &Table {
+        static EMPTY: Table = Table::new();
+        self.tables.get(name).unwrap_or(&EMPTY)
+    }
+
+    /// The checkpoint that the tables stand at.
+    #[must_use]
+    pub fn taken(&self) -> Option<&Checkpoint> {
+        self.taken.as_ref()
+    }
+
+    /// The source that it follows.
+    #[must_use]
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// How many checkpoints were taken.
+    #[must_use]
+    pub fn checkpoints(&self) -> u64 {
+        self.checkpoints
+    }
+
+    fn apply(&mut self, events: &[Event]) -> Result<()> {
+        for event in events {
+            let place = || format!("{} {} at {}", event.topic, event.partition, event.offset);
+            let key = String::from_utf8(event.key.to_vec()).with_context(place)?;
+            let after = match &event.value {
+                None => Value::Null,
+                Some(value) => {
+                    let mut envelope: Value = serde_json::from_slice(value).with_context(place)?;
+                    envelope["after"].take()
+                }
+            };
+            let table = self.tables.entry(event.table.to_string()).or_default();
+            let before = match after {
+                Value::Null => table.remove(&key),
+                row => table.insert(key.clone(), row),
+            };
+            self.undo.push((event.table.to_string(), key, before));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,4 @@
+//! Tests of the whole stack that try to break what must always hold, with processes killed,
+//! paused and cut off. Each has databases, topics and processes of its own.
+
+mod workload;
