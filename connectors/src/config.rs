@@ -1,0 +1,229 @@
+//! The configuration of one connector: which source, which tables, where to.
+
+use garde::Validate;
+use kafka::KafkaConfig;
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use service::admin::AdminConfig;
+use service::telemetry::LogConfig;
+
+/// Everything that a connector is told. The shipped files `connectors/*.toml` name every key.
+#[derive(Debug, Clone, Deserialize, Validate)]
+#[serde(deny_unknown_fields)]
+pub struct ConnectorConfig {
+    /// The logical name of the source: the first part of its topics. Never change it.
+    #[garde(pattern(r"^[a-z][a-z0-9_]{0,62}$"))]
+    pub source: String,
+    /// What is streamed, each as `schema.table`. A table that is added later is read then.
+    #[garde(length(min = 1, max = 1000), inner(custom(qualified)), custom(distinct))]
+    pub tables: Vec<String>,
+    /// The source.
+    #[garde(dive)]
+    pub postgres: PostgresConfig,
+    /// Where the topics are.
+    #[garde(dive)]
+    pub kafka: KafkaConfig,
+    /// Where metrics, health and `/status` are served.
+    #[garde(skip)]
+    pub admin: AdminConfig,
+    /// What is logged.
+    #[serde(default)]
+    #[garde(skip)]
+    pub log: LogConfig,
+    /// When records are written.
+    #[serde(default)]
+    #[garde(dive)]
+    pub stream: StreamConfig,
+    /// How the source is read.
+    #[serde(default)]
+    #[garde(dive)]
+    pub reads: ReadsConfig,
+}
+
+/// The section `[postgres]`.
+#[derive(Debug, Clone, Deserialize, Validate)]
+#[serde(deny_unknown_fields)]
+pub struct PostgresConfig {
+    /// `postgres://user:password@host:port/database`.
+    #[garde(skip)]
+    pub url: SecretString,
+    /// The replication slot; the connector makes it.
+    #[garde(pattern(r"^[a-z0-9_]{1,63}$"))]
+    pub slot: String,
+    /// The publication; the source's owner makes it.
+    #[garde(length(min = 1, max = 63))]
+    pub publication: String,
+    /// A leader that is not heard for so long loses its lock, milliseconds. Default 5000.
+    #[serde(default = "lock_timeout_ms")]
+    #[garde(range(min = 2000, max = 60_000))]
+    pub lock_timeout_ms: u64,
+    /// The source frees a slot whose client it has not heard for so long, milliseconds.
+    /// Default 7000.
+    #[serde(default = "slot_timeout_ms")]
+    #[garde(range(min = 2000, max = 60_000))]
+    pub slot_timeout_ms: u64,
+    /// For a connection to stand, milliseconds. Default 5000.
+    #[serde(default = "connect_timeout_ms")]
+    #[garde(range(min = 100, max = 60_000))]
+    pub connect_timeout_ms: u64,
+    /// A new slot waits for every transaction that runs in the source; so long at most,
+    /// milliseconds, then it is tried again. Default 600000.
+    #[serde(default = "slot_creation_ms_max")]
+    #[garde(range(min = 1000, max = 86_400_000))]
+    pub slot_creation_ms_max: u64,
+    /// Bytes received from the slot and not yet handled, at most. Default 8 MiB.
+    #[serde(default = "buffer_bytes_max")]
+    #[garde(range(min = 65_536, max = 1_073_741_824))]
+    pub buffer_bytes_max: usize,
+}
+
+impl PostgresConfig {
+    /// The parsed URL, without what each kind of session adds.
+    ///
+    /// # Errors
+    /// Where it is no URL of PostgreSQL.
+    pub fn parse(&self) -> Result<tokio_postgres::Config, tokio_postgres::Error> {
+        let mut config: tokio_postgres::Config = self.url.expose_secret().parse()?;
+        config
+            .connect_timeout(std::time::Duration::from_millis(self.connect_timeout_ms))
+            .application_name("tributary");
+        Ok(config)
+    }
+}
+
+/// The section `[stream]`.
+#[derive(Debug, Clone, Deserialize, Validate)]
+#[serde(deny_unknown_fields, default)]
+pub struct StreamConfig {
+    /// A source at rest repeats its checkpoint after so many milliseconds. Default 5000.
+    #[garde(range(min = 100, max = 600_000))]
+    pub heartbeat_ms: u64,
+    /// A position that moves without any change is recorded after so many milliseconds.
+    /// Default 100.
+    #[garde(range(min = 1, max = 60_000))]
+    pub idle_record_ms: u64,
+    /// While changes keep coming, a record is written so many milliseconds after the last;
+    /// when none is waiting, at once. Default 20.
+    #[garde(range(min = 1, max = 5000))]
+    pub record_ms: u64,
+    /// A Kafka transaction is ended at so many events, also inside a transaction of the
+    /// source. Default 20000.
+    #[garde(range(min = 1, max = 1_000_000))]
+    pub kafka_transaction_events_max: usize,
+    /// Likewise at so many bytes. Default 16 MiB.
+    #[garde(range(min = 1024, max = 1_073_741_824))]
+    pub kafka_transaction_bytes_max: usize,
+    /// Likewise at so many milliseconds; well below `kafka.transaction_timeout_ms`.
+    /// Default 2000.
+    #[garde(range(min = 10, max = 30_000))]
+    pub kafka_transaction_ms_max: u64,
+}
+
+impl Default for StreamConfig {
+    fn default() -> Self {
+        Self {
+            heartbeat_ms: 5000,
+            idle_record_ms: 100,
+            record_ms: 20,
+            kafka_transaction_events_max: 20_000,
+            kafka_transaction_bytes_max: 16 << 20,
+            kafka_transaction_ms_max: 2000,
+        }
+    }
+}
+
+/// The section `[reads]`.
+#[derive(Debug, Clone, Deserialize, Validate)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReadsConfig {
+    /// A chunk of a table read ends at so many rows. Default 20000.
+    #[garde(range(min = 1, max = 1_000_000))]
+    pub chunk_rows: usize,
+    /// Likewise at so many bytes of events. Default 16 MiB.
+    #[garde(range(min = 1024, max = 1_073_741_824))]
+    pub chunk_bytes_max: usize,
+    /// Likewise at so many milliseconds. Default 1000.
+    #[garde(range(min = 10, max = 5000))]
+    pub chunk_ms_max: u64,
+    /// A read view for values that PostgreSQL did not resend is kept for so many milliseconds
+    /// at most. Default 2000.
+    #[garde(range(min = 10, max = 60_000))]
+    pub read_view_ms_max: u64,
+    /// Rows that a kept read view remembers as touched; with more it is dropped.
+    /// Default 100000.
+    #[garde(range(min = 1, max = 10_000_000))]
+    pub read_view_touched_max: usize,
+    /// Keys compared with the source at once by a reconciliation. Default 1000.
+    #[garde(range(min = 1, max = 10_000))]
+    pub reconcile_keys: usize,
+    /// A read that waits for a lock of the source's for so many milliseconds steps back and
+    /// comes again. Default 1000.
+    #[garde(range(min = 10, max = 60_000))]
+    pub lock_wait_ms_max: u64,
+    /// One statement of a read takes so many milliseconds at most. Default 60000.
+    #[garde(range(min = 100, max = 3_600_000))]
+    pub statement_ms_max: u64,
+}
+
+impl Default for ReadsConfig {
+    fn default() -> Self {
+        Self {
+            chunk_rows: 20_000,
+            chunk_bytes_max: 16 << 20,
+            chunk_ms_max: 1000,
+            read_view_ms_max: 2000,
+            read_view_touched_max: 100_000,
+            reconcile_keys: 1000,
+            lock_wait_ms_max: 1000,
+            statement_ms_max: 60_000,
+        }
+    }
+}
+
+/// A table's name as `schema.table`, taken apart.
+#[must_use]
+pub fn split_qualified(name: &str) -> Option<(&str, &str)> {
+    name.split_once('.')
+        .filter(|(schema, table)| !schema.is_empty() && !table.is_empty())
+}
+
+fn qualified(name: &str, (): &()) -> garde::Result {
+    let topic = |part: &str| {
+        part.bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+    };
+    match split_qualified(name) {
+        Some((schema, table)) if topic(schema) && topic(table) => Ok(()),
+        _ => Err(garde::Error::new(format!(
+            "{name:?} is not schema.table in letters, digits, _ and - (it names a Kafka topic)"
+        ))),
+    }
+}
+
+fn distinct(tables: &[String], (): &()) -> garde::Result {
+    let mut seen = std::collections::BTreeSet::new();
+    match tables.iter().find(|table| !seen.insert(table.as_str())) {
+        None => Ok(()),
+        Some(table) => Err(garde::Error::new(format!("{table} is named twice"))),
+    }
+}
+
+fn lock_timeout_ms() -> u64 {
+    5000
+}
+
+fn slot_timeout_ms() -> u64 {
+    7000
+}
+
+fn connect_timeout_ms() -> u64 {
+    5000
+}
+
+fn slot_creation_ms_max() -> u64 {
+    600_000
+}
+
+fn buffer_bytes_max() -> usize {
+    8 << 20
+}

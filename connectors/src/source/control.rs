@@ -1,0 +1,193 @@
+//! The control session: holds the advisory lock, and feels the source's pulse every second.
+//!
+//! The lock is the session's, and the session must prove that its process runs: the server
+//! ends it when it has been idle for `lock_timeout_ms` (`idle_session_timeout`), so a leader
+//! that is stopped or cut off loses the lock by the server's hand. What then stops a zombie
+//! from writing is Kafka's fence; the lock keeps a standby from fencing a healthy leader.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kafka::Lsn;
+use service::fault::in_force;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::session::{self, Session, SourceError, literal};
+use super::snapshot::Snapshot;
+use crate::config::PostgresConfig;
+use crate::encode::envelope::now_us;
+use crate::epoch::Slot;
+
+/// Between two tries for the lock.
+const LOCK_RETRY: Duration = Duration::from_millis(250);
+
+/// The source as a whole, a moment ago.
+#[derive(Debug, Clone, Default)]
+pub struct Pulse {
+    /// Just before the rest was asked, microseconds since 1970.
+    pub at_us: i64,
+    pub snapshot: Snapshot,
+    /// How far the WAL was flushed.
+    pub flushed: Lsn,
+}
+
+/// The session; dropping it gives the lock back.
+#[derive(Debug)]
+pub struct Control {
+    session: Arc<Session>,
+    pulse: watch::Receiver<Pulse>,
+    lost: CancellationToken,
+    _pinger: AbortOnDropHandle<()>,
+}
+
+/// What the server says of our slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotRow {
+    /// Who streams from it now.
+    pub active_pid: Option<i32>,
+    /// Can it still be streamed from?
+    pub valid: bool,
+    pub confirmed_flush: Lsn,
+}
+
+impl SlotRow {
+    /// What the epoch is decided by.
+    #[must_use]
+    pub fn usable(&self) -> Option<Slot> {
+        self.valid.then_some(Slot {
+            confirmed_flush: self.confirmed_flush,
+        })
+    }
+}
+
+impl Control {
+    /// Connects and waits for the lock of `slot`; `waiting` is called if somebody has it.
+    ///
+    /// # Errors
+    /// Where the source cannot be reached, or the session is lost while it waits.
+    pub async fn take_lock(
+        config: &tokio_postgres::Config,
+        postgres: &PostgresConfig,
+        waiting: impl Fn(),
+    ) -> Result<Self, SourceError> {
+        let timeout = Duration::from_millis(postgres.lock_timeout_ms);
+        let settings = [("idle_session_timeout", format!("{}ms", timeout.as_millis()))];
+        let session = Arc::new(Session::connect(config, &settings).await?);
+        if in_force("advisory_lock") {
+            let sql = format!(
+                "SELECT pg_try_advisory_lock(hashtextextended({}, 0))",
+                literal(&format!("tributary slot {}", postgres.slot))
+            );
+            let mut said = false;
+            while !is_true(&session.row("take the advisory lock", &sql).await?) {
+                if !std::mem::replace(&mut said, true) {
+                    waiting();
+                }
+                tokio::time::sleep(LOCK_RETRY).await;
+            }
+        }
+        let first = feel(&session).await?;
+        let (sender, pulse) = watch::channel(first);
+        let lost = CancellationToken::new();
+        let pinger = ping(Arc::clone(&session), timeout, sender, lost.clone());
+        Ok(Self {
+            session,
+            pulse,
+            lost,
+            _pinger: AbortOnDropHandle::new(tokio::spawn(pinger)),
+        })
+    }
+
+    /// Cancelled once the session is lost, and the lock with it.
+    #[must_use]
+    pub fn lost(&self) -> CancellationToken {
+        self.lost.clone()
+    }
+
+    /// The last pulse, changed about once a second.
+    #[must_use]
+    pub fn pulse(&self) -> watch::Receiver<Pulse> {
+        self.pulse.clone()
+    }
+
+    /// The pulse now.
+    ///
+    /// # Errors
+    /// Where the session is lost.
+    pub async fn feel(&self) -> Result<Pulse, SourceError> {
+        feel(&self.session).await
+    }
+
+    /// How far the WAL is flushed now.
+    ///
+    /// # Errors
+    /// Where the session is lost.
+    pub async fn flushed(&self) -> Result<Lsn, SourceError> {
+        let doing = "ask how far the WAL is flushed";
+        let row = self
+            .session
+            .row(doing, "SELECT pg_current_wal_flush_lsn()")
+            .await?;
+        session::get(doing, &row, 0)
+    }
+
+    /// The slot as it is now; none: there is no such slot.
+    ///
+    /// # Errors
+    /// Where the session is lost.
+    pub async fn slot(&self, slot: &str) -> Result<Option<SlotRow>, SourceError> {
+        let doing = "look at the replication slot";
+        // `invalidation_reason` exists from version 17 on, `conflicting` in 16.
+        let sql = format!(
+            "SELECT s.active_pid, s.confirmed_flush_lsn, coalesce(s.wal_status <> 'lost', true) \
+                 AND to_jsonb(s) ->> 'invalidation_reason' IS NULL \
+                 AND NOT coalesce((to_jsonb(s) ->> 'conflicting')::boolean, false) \
+             FROM pg_replication_slots s WHERE s.slot_name = {}",
+            literal(slot)
+        );
+        let Some(row) = self.session.rows(doing, &sql).await?.into_iter().next() else {
+            return Ok(None);
+        };
+        let confirmed_flush: Option<Lsn> = session::get(doing, &row, 1).ok();
+        Ok(Some(SlotRow {
+            active_pid: session::get(doing, &row, 0).ok(),
+            valid: confirmed_flush.is_some() && session::text(&row, 2) == Some("t"),
+            confirmed_flush: confirmed_flush.unwrap_or_default(),
+        }))
+    }
+}
+
+async fn feel(session: &Session) -> Result<Pulse, SourceError> {
+    let doing = "feel the source's pulse";
+    let at_us = now_us();
+    let sql = "SELECT pg_current_snapshot(), pg_current_wal_flush_lsn()";
+    let row = session.row(doing, sql).await?;
+    Ok(Pulse {
+        at_us,
+        snapshot: session::get(doing, &row, 0)?,
+        flushed: session::get(doing, &row, 1)?,
+    })
+}
+
+async fn ping(
+    session: Arc<Session>,
+    timeout: Duration,
+    pulse: watch::Sender<Pulse>,
+    lost: CancellationToken,
+) {
+    let _lost = lost.drop_guard();
+    loop {
+        tokio::time::sleep(timeout / 5).await;
+        match tokio::time::timeout(timeout, feel(&session)).await {
+            Ok(Ok(felt)) => _ = pulse.send_replace(felt),
+            Ok(Err(error)) => return tracing::warn!(%error, "the control session is lost"),
+            Err(_) => return tracing::warn!("the control session does not answer"),
+        }
+    }
+}
+
+fn is_true(row: &tokio_postgres::SimpleQueryRow) -> bool {
+    session::text(row, 0) == Some("t")
+}

@@ -1,0 +1,223 @@
+//! One SQL session with the source.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage, SimpleQueryRow, SimpleQueryStream};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::replication::SESSION_SETTINGS;
+
+/// A query of the source failed.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    #[error("the source's URL does not parse: {0}")]
+    Url(#[source] tokio_postgres::Error),
+    #[error("cannot connect to the source: {}", reason(.0))]
+    Connect(#[source] tokio_postgres::Error),
+    #[error("cannot connect to the source: no answer within {} ms", .0.as_millis())]
+    ConnectTimeout(Duration),
+    #[error("cannot {doing}: {}", reason(.source))]
+    Query {
+        doing: &'static str,
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    #[error("cannot {doing}: no answer within {} ms", .timeout.as_millis())]
+    Timeout {
+        doing: &'static str,
+        timeout: Duration,
+    },
+    #[error("cannot {doing}: the source answered something else")]
+    Answer { doing: &'static str },
+}
+
+impl SourceError {
+    /// What the server said, if it spoke.
+    #[must_use]
+    pub fn sql_state(&self) -> Option<&SqlState> {
+        match self {
+            Self::Url(source) | Self::Connect(source) | Self::Query { source, .. } => source.code(),
+            Self::ConnectTimeout(_) | Self::Timeout { .. } | Self::Answer { .. } => None,
+        }
+    }
+
+    /// Does the read only have to step back and come again? A lock of the source's was in the
+    /// way, or what was to be read was altered since its snapshot.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        self.sql_state().is_some_and(|state| {
+            [
+                SqlState::LOCK_NOT_AVAILABLE,
+                SqlState::UNDEFINED_COLUMN,
+                SqlState::UNDEFINED_TABLE,
+                SqlState::T_R_SERIALIZATION_FAILURE,
+                SqlState::T_R_DEADLOCK_DETECTED,
+            ]
+            .contains(state)
+        })
+    }
+}
+
+/// A server's own message instead of tokio-postgres' "db error"; never its detail, which may
+/// hold values.
+fn reason(error: &tokio_postgres::Error) -> String {
+    match error.as_db_error() {
+        Some(server) => format!("{} ({})", server.message(), server.code().code()),
+        None => {
+            let mut text = error.to_string();
+            if let Some(cause) = std::error::Error::source(error) {
+                _ = write!(text, ": {cause}");
+            }
+            text
+        }
+    }
+}
+
+/// A session whose values have the same text as the log's.
+#[derive(Debug)]
+pub struct Session {
+    client: Client,
+    /// Aborted with the session: the server sees the connection close.
+    _connection: AbortOnDropHandle<()>,
+}
+
+impl Session {
+    /// Connects and applies [`SESSION_SETTINGS`], then `settings`.
+    ///
+    /// # Errors
+    /// Where the server cannot be reached in time or refuses.
+    pub async fn connect(
+        config: &tokio_postgres::Config,
+        settings: &[(&str, String)],
+    ) -> Result<Self, SourceError> {
+        let timeout = config
+            .get_connect_timeout()
+            .copied()
+            .unwrap_or(Duration::from_secs(5));
+        tokio::time::timeout(timeout, Self::connect_now(config, settings))
+            .await
+            .map_err(|_| SourceError::ConnectTimeout(timeout))?
+    }
+
+    async fn connect_now(
+        config: &tokio_postgres::Config,
+        settings: &[(&str, String)],
+    ) -> Result<Self, SourceError> {
+        let (client, connection) = config.connect(NoTls).await.map_err(SourceError::Connect)?;
+        let connection = AbortOnDropHandle::new(tokio::spawn(async move {
+            // The session's next query fails with the reason; here nobody waits for it.
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a session with the source ended");
+            }
+        }));
+        let mut sql = String::from("SET standard_conforming_strings = on; SET row_security = off;");
+        let ours = SESSION_SETTINGS.iter().map(|(k, v)| (*k, (*v).to_owned()));
+        for (name, value) in ours.chain(settings.iter().cloned()) {
+            _ = write!(sql, "SET {name} = {};", literal(&value));
+        }
+        client
+            .batch_execute(&sql)
+            .await
+            .map_err(SourceError::Connect)?;
+        Ok(Self {
+            client,
+            _connection: connection,
+        })
+    }
+
+    /// Rows of one statement, or of several one after the other.
+    ///
+    /// # Errors
+    /// Where a statement fails or the connection is lost.
+    pub async fn rows(
+        &self,
+        doing: &'static str,
+        sql: &str,
+    ) -> Result<Vec<SimpleQueryRow>, SourceError> {
+        let messages = self
+            .client
+            .simple_query(sql)
+            .await
+            .map_err(|source| SourceError::Query { doing, source })?;
+        Ok(messages
+            .into_iter()
+            .filter_map(|message| match message {
+                SimpleQueryMessage::Row(row) => Some(row),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// The one row of a statement.
+    ///
+    /// # Errors
+    /// As [`Session::rows`], and where there is none.
+    pub async fn row(&self, doing: &'static str, sql: &str) -> Result<SimpleQueryRow, SourceError> {
+        self.rows(doing, sql)
+            .await?
+            .into_iter()
+            .next()
+            .ok_or(SourceError::Answer { doing })
+    }
+
+    /// Rows as they come.
+    ///
+    /// # Errors
+    /// Where the connection is lost; a failing statement shows in the stream.
+    pub async fn stream(
+        &self,
+        doing: &'static str,
+        sql: &str,
+    ) -> Result<SimpleQueryStream, SourceError> {
+        self.client
+            .simple_query_raw(sql)
+            .await
+            .map_err(|source| SourceError::Query { doing, source })
+    }
+
+    /// Statements without an answer.
+    ///
+    /// # Errors
+    /// Where one fails or the connection is lost.
+    pub async fn execute(&self, doing: &'static str, sql: &str) -> Result<(), SourceError> {
+        self.client
+            .batch_execute(sql)
+            .await
+            .map_err(|source| SourceError::Query { doing, source })
+    }
+}
+
+/// A column of a row, parsed.
+///
+/// # Errors
+/// Where it is NULL or does not parse.
+pub fn get<T: std::str::FromStr>(
+    doing: &'static str,
+    row: &SimpleQueryRow,
+    column: usize,
+) -> Result<T, SourceError> {
+    text(row, column)
+        .and_then(|text| text.parse().ok())
+        .ok_or(SourceError::Answer { doing })
+}
+
+/// A column of a row as text; none where it is NULL (or no text in UTF-8).
+#[must_use]
+pub fn text(row: &SimpleQueryRow, column: usize) -> Option<&str> {
+    row.try_get(column).ok().flatten()
+}
+
+/// A string constant.
+#[must_use]
+pub fn literal(text: &str) -> String {
+    // The session's standard_conforming_strings is on: a quote is all that has to be doubled.
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+/// A name, quoted.
+#[must_use]
+pub fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
