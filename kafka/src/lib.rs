@@ -4,10 +4,12 @@
 //! Knows no table and no SQL: a row is JSON to this crate.
 
 pub mod checkpoint;
+mod client;
 pub mod config;
 pub mod event;
 pub mod follower;
 pub mod lsn;
+mod partition;
 pub mod producer;
 pub mod topic;
 

@@ -1,67 +1,445 @@
 //! The one writer of a source's topics.
+//!
+//! A transaction here is a fence and a batch: it begins with its first event, ends with a
+//! checkpoint, and whoever calls itself the same later ends it and shuts this producer out.
+//! Two things of librdkafka shape this module. Its `commit_transaction` waits in quanta of
+//! 100 ms while anything is unacknowledged, so every delivery is counted here and awaited
+//! before. And once a call has failed nothing certain is known of what the brokers have: so
+//! after any error the producer is dropped, which discards what it had not sent, and the owner
+//! starts over from the last record that was committed.
 
-use crate::{Checkpoint, KafkaConfig, Offsets};
+mod delivery;
 
-/// Sends in transactions, each begun by its first event and ended by a checkpoint.
-#[derive(Debug)]
-pub struct Producer;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, Producer as _, PurgeConfig, ThreadedProducer};
+
+use crate::checkpoint::{self, Checkpoint, Offsets};
+use crate::client;
+use crate::config::KafkaConfig;
+
+use delivery::{Deliveries, DeliveryContext};
+
+/// How long a successor may take to end what its predecessors left open.
+const TAKEOVER_MAX: Duration = Duration::from_secs(60);
+/// How long an orderly end may take.
+const ABORT_MAX: Duration = Duration::from_secs(2);
+/// How often the thread looks whether the last acknowledgement has been put away.
+const SETTLE_POLL: Duration = Duration::from_micros(50);
 
 /// After any of these the producer is to be dropped.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProducerError {
-    #[error("a newer producer of this name exists")]
-    Fenced,
+    /// Somebody else writes now; or the broker ended a transaction that was open too long.
+    #[error(
+        "fenced while {doing}: another connector took over, or a transaction was open for longer \
+         than transaction_timeout_ms"
+    )]
+    Fenced {
+        doing: &'static str,
+        #[source]
+        source: KafkaError,
+    },
+    /// The record is larger than topics take.
+    #[error("a record of {bytes} bytes for topic {topic} is larger than Kafka takes ({max} bytes)")]
+    TooLarge {
+        topic: String,
+        bytes: usize,
+        max: usize,
+    },
+    /// Another try fails in the same way until somebody changes something.
+    #[error("Kafka refuses while {doing}; check [kafka], the user's rights and the topics")]
+    Refused {
+        doing: &'static str,
+        #[source]
+        source: KafkaError,
+    },
+    /// Another producer may succeed.
+    #[error("failed while {doing}")]
+    Retriable {
+        doing: &'static str,
+        #[source]
+        source: KafkaError,
+    },
+    /// Kafka did not answer in time; another producer may succeed.
+    #[error("no answer from Kafka within {limit_ms} ms while {doing}")]
+    TimedOut { doing: &'static str, limit_ms: u128 },
+    /// A checkpoint that JSON cannot say.
+    #[error("cannot encode the checkpoint")]
+    Encode(#[source] serde_json::Error),
 }
 
 impl ProducerError {
+    /// Does somebody else write now?
     #[must_use]
     pub fn is_fenced(&self) -> bool {
-        matches!(self, Self::Fenced)
+        matches!(self, Self::Fenced { .. })
+    }
+
+    /// Is this one record's fault, so that another producer can go on without it?
+    #[must_use]
+    pub fn is_too_large(&self) -> bool {
+        matches!(self, Self::TooLarge { .. })
+    }
+
+    /// Must somebody change something before another try makes sense?
+    #[must_use]
+    pub fn is_setup(&self) -> bool {
+        match self {
+            Self::TooLarge { .. } | Self::Refused { .. } | Self::Encode(_) => true,
+            Self::Fenced { .. } | Self::Retriable { .. } | Self::TimedOut { .. } => false,
+        }
+    }
+
+    /// The one place that decides what an error means.
+    fn new(doing: &'static str, source: KafkaError) -> Self {
+        use RDKafkaErrorCode as Code;
+        match source.rdkafka_error_code() {
+            Some(
+                Code::Fenced
+                | Code::ProducerFenced
+                | Code::InvalidProducerEpoch
+                | Code::TransactionCoordinatorFenced,
+            ) => Self::Fenced { doing, source },
+            Some(
+                Code::Authentication
+                | Code::SaslAuthenticationFailed
+                | Code::TopicAuthorizationFailed
+                | Code::ClusterAuthorizationFailed
+                | Code::TransactionalIdAuthorizationFailed
+                | Code::InvalidTransactionTimeout
+                | Code::InvalidTopic
+                | Code::InvalidRecord
+                | Code::InvalidConfig
+                | Code::MessageSizeTooLarge
+                | Code::MessageBatchTooLarge
+                | Code::UnsupportedFeature
+                | Code::UnsupportedVersion
+                | Code::UnsupportedForMessageFormat
+                | Code::UnsupportedCompressionType,
+            ) => Self::Refused { doing, source },
+            // The library's list of codes is open, so this arm must be: brokers that are away,
+            // moving or slow, and what is new to us. A new try is bounded by its owner.
+            Some(_) | None => match source {
+                KafkaError::ClientConfig(..) | KafkaError::Nul(_) => {
+                    Self::Refused { doing, source }
+                }
+                source => Self::Retriable { doing, source },
+            },
+        }
+    }
+}
+
+/// Sends in transactions, each begun by its first event and ended by a checkpoint.
+pub struct Producer {
+    client: Option<Arc<ThreadedProducer<DeliveryContext>>>,
+    deliveries: Arc<Deliveries>,
+    /// Bound of every wait but a takeover's.
+    patience: Duration,
+    in_transaction: bool,
+    events: usize,
+    bytes: usize,
+}
+
+impl std::fmt::Debug for Producer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Producer")
+            .field("in_transaction", &self.in_transaction)
+            .field("events", &self.events)
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
     }
 }
 
 impl Producer {
+    /// Fences every older producer of this id and waits until what it left open is aborted, or
+    /// what it had decided to commit is committed.
+    ///
+    /// # Errors
+    /// See [`ProducerError`].
     pub async fn connect(
-        _config: &KafkaConfig,
-        _transactional_id: &str,
+        config: &KafkaConfig,
+        transactional_id: &str,
     ) -> Result<Self, ProducerError> {
-        unimplemented!()
+        const DOING: &str = "taking over the transactional id";
+        let timeout_ms = config.transaction_timeout_ms;
+        let mut settings = client::settings(config);
+        settings
+            .set("transactional.id", own_id(transactional_id))
+            .set("transaction.timeout.ms", timeout_ms.to_string())
+            .set(
+                "message.timeout.ms",
+                config.request_timeout_ms.min(timeout_ms).to_string(),
+            )
+            .set("acks", "all")
+            .set("enable.idempotence", "true")
+            // An event waits for nobody: batches form by themselves while requests are away.
+            .set("linger.ms", "0")
+            .set("retry.backoff.ms", "20")
+            // As Java's clients choose it.
+            .set("partitioner", "murmur2_random")
+            .set("queue.buffering.max.kbytes", config.queue_kib.to_string())
+            .set("queue.buffering.max.messages", "100000");
+        let deliveries = Arc::new(Deliveries::default());
+        let client = settings
+            .create_with_context(DeliveryContext::new(Arc::clone(&deliveries)))
+            .map_err(|source| ProducerError::new(DOING, source))?;
+        let producer = Self {
+            client: Some(Arc::new(client)),
+            deliveries,
+            patience: client::request_timeout(config),
+            in_transaction: false,
+            events: 0,
+            bytes: 0,
+        };
+        producer
+            .blocking(DOING, |client| client.init_transactions(TAKEOVER_MAX))
+            .await?;
+        Ok(producer)
     }
 
-    /// Sends an event; waits while the local queue is full.
+    /// Sends an event; waits while the local queue is full. The first one begins a transaction.
+    ///
+    /// # Errors
+    /// See [`ProducerError`].
     pub async fn send(
         &mut self,
-        _topic: &str,
-        _key: &[u8],
-        _value: Option<&[u8]>,
-        _headers: &[(&str, &[u8])],
+        topic: &str,
+        key: &[u8],
+        value: Option<&[u8]>,
+        headers: &[(&str, &[u8])],
     ) -> Result<(), ProducerError> {
-        unimplemented!()
+        self.enqueue(topic, key, value, headers).await?;
+        self.events += 1;
+        self.bytes += key.len() + value.map_or(0, <[u8]>::len);
+        Ok(())
     }
 
-    /// Waits until every send was acknowledged; per partition the offset after the last event of
-    /// this transaction.
+    /// Waits until every send was acknowledged. Per topic and partition the offset after the last
+    /// event of this transaction.
+    ///
+    /// # Errors
+    /// See [`ProducerError`].
     pub async fn delivered(&mut self) -> Result<Offsets, ProducerError> {
-        unimplemented!()
+        const DOING: &str = "waiting for acknowledgements";
+        let waited = tokio::time::timeout(self.patience, self.deliveries.none_outstanding()).await;
+        match waited {
+            Ok(Ok(())) => Ok(self.deliveries.offsets()),
+            Ok(Err(error)) => Err(self.root_cause(DOING, error)),
+            Err(_) => Err(ProducerError::TimedOut {
+                doing: DOING,
+                limit_ms: self.patience.as_millis(),
+            }),
+        }
     }
 
-    /// Sends the checkpoint, awaits it and commits.
-    pub async fn commit(
-        &mut self,
-        _topic: &str,
-        _record: &Checkpoint,
-    ) -> Result<(), ProducerError> {
-        unimplemented!()
+    /// Sends the checkpoint, awaits it and what was sent before, and commits.
+    ///
+    /// # Errors
+    /// See [`ProducerError`]. After an error in the last step it is not known whether the
+    /// transaction is committed; the last record of the topic tells, once the next producer has
+    /// connected.
+    pub async fn commit(&mut self, topic: &str, record: &Checkpoint) -> Result<(), ProducerError> {
+        const DOING: &str = "committing a transaction";
+        let value = serde_json::to_vec(record).map_err(ProducerError::Encode)?;
+        self.enqueue(topic, checkpoint::KEY.as_bytes(), Some(&value), &[])
+            .await?;
+        self.delivered().await?;
+        let patience = self.patience;
+        self.blocking(DOING, move |client| {
+            // The callback of the last acknowledgement ran, but librdkafka counts the message
+            // until its thread has returned; a flush that begins before would wait 100 ms.
+            let begun = std::time::Instant::now();
+            while client.in_flight_count() > 0 && begun.elapsed() < patience {
+                std::thread::sleep(SETTLE_POLL);
+            }
+            client.commit_transaction(patience)
+        })
+        .await?;
+        self.begin_anew();
+        Ok(())
     }
 
+    /// Ends the open transaction, if there is one, so that readers need not wait for its
+    /// timeout: for an orderly stop.
+    ///
+    /// # Errors
+    /// See [`ProducerError`].
+    pub async fn abort(mut self) -> Result<(), ProducerError> {
+        if !std::mem::take(&mut self.in_transaction) {
+            return Ok(());
+        }
+        self.blocking("aborting a transaction", |client| {
+            client.abort_transaction(ABORT_MAX)
+        })
+        .await
+    }
+
+    /// Events sent since the last commit.
     #[must_use]
     pub fn events_in_transaction(&self) -> usize {
-        unimplemented!()
+        self.events
     }
 
+    /// Their keys and values, bytes.
     #[must_use]
     pub fn bytes_in_transaction(&self) -> usize {
-        unimplemented!()
+        self.bytes
     }
+
+    fn client(&self) -> Result<&Arc<ThreadedProducer<DeliveryContext>>, ProducerError> {
+        self.client.as_ref().ok_or(ProducerError::Retriable {
+            doing: "using a producer that is gone",
+            source: KafkaError::Canceled,
+        })
+    }
+
+    fn begin_anew(&mut self) {
+        self.deliveries.begin_anew();
+        self.in_transaction = false;
+        self.events = 0;
+        self.bytes = 0;
+    }
+
+    async fn enqueue(
+        &mut self,
+        topic: &str,
+        key: &[u8],
+        value: Option<&[u8]>,
+        headers: &[(&str, &[u8])],
+    ) -> Result<(), ProducerError> {
+        const DOING: &str = "sending an event";
+        let bytes = key.len() + value.map_or(0, <[u8]>::len);
+        if bytes >= client::RECORD_BYTES_MAX {
+            return Err(ProducerError::TooLarge {
+                topic: topic.to_owned(),
+                bytes,
+                max: client::RECORD_BYTES_MAX,
+            });
+        }
+        if !self.in_transaction {
+            self.blocking("beginning a transaction", |client| {
+                client.begin_transaction()
+            })
+            .await?;
+            self.in_transaction = true;
+        }
+        let deadline = tokio::time::Instant::now() + self.patience;
+        loop {
+            // Registered before the try, so that room made in between is not missed.
+            let room = self.deliveries.room();
+            match self.try_send(topic, key, value, headers)? {
+                Sent::Yes => return Ok(()),
+                Sent::QueueIsFull => {
+                    metrics::counter!(QUEUE_FULL).increment(1);
+                    if tokio::time::timeout_at(deadline, room).await.is_err() {
+                        return Err(ProducerError::TimedOut {
+                            doing: DOING,
+                            limit_ms: self.patience.as_millis(),
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    fn try_send(
+        &self,
+        topic: &str,
+        key: &[u8],
+        value: Option<&[u8]>,
+        headers: &[(&str, &[u8])],
+    ) -> Result<Sent, ProducerError> {
+        const DOING: &str = "sending an event";
+        let client = self.client()?;
+        let mut record = BaseRecord::to(topic).key(key);
+        record.payload = value;
+        if !headers.is_empty() {
+            let all = OwnedHeaders::new_with_capacity(headers.len());
+            record.headers = Some(headers.iter().fold(all, |all, (name, value)| {
+                all.insert(Header {
+                    key: name,
+                    value: Some(*value),
+                })
+            }));
+        }
+        self.deliveries.sent();
+        match client.send(record) {
+            Ok(()) => Ok(Sent::Yes),
+            Err((error, _)) => {
+                self.deliveries.not_sent();
+                match error.rdkafka_error_code() {
+                    Some(RDKafkaErrorCode::QueueFull) => Ok(Sent::QueueIsFull),
+                    _ => Err(self.root_cause(DOING, error)),
+                }
+            }
+        }
+    }
+
+    /// Runs one of librdkafka's waiting calls, each of which bounds itself, on a thread where
+    /// waiting is allowed.
+    async fn blocking(
+        &self,
+        doing: &'static str,
+        call: impl FnOnce(&ThreadedProducer<DeliveryContext>) -> Result<(), KafkaError> + Send + 'static,
+    ) -> Result<(), ProducerError> {
+        let client = Arc::clone(self.client()?);
+        tokio::task::spawn_blocking(move || call(&client))
+            .await
+            .unwrap_or(Err(KafkaError::Canceled))
+            .map_err(|error| self.root_cause(doing, error))
+    }
+
+    /// Fenced, every call and every delivery fails, some with what followed from it only.
+    fn root_cause(&self, doing: &'static str, error: KafkaError) -> ProducerError {
+        let fatal = self.client.as_ref().and_then(|c| c.client().fatal_error());
+        match fatal {
+            Some((code, _)) => ProducerError::new(doing, KafkaError::Global(code)),
+            None => ProducerError::new(doing, error),
+        }
+    }
+}
+
+/// Counts how often a send had to wait for the local queue.
+pub const QUEUE_FULL: &str = "tributary_kafka_queue_full_total";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sent {
+    Yes,
+    QueueIsFull,
+}
+
+impl Drop for Producer {
+    fn drop(&mut self) {
+        let Some(client) = self.client.take() else {
+            return;
+        };
+        client.purge(PurgeConfig::default().queue().inflight());
+        // Ending librdkafka's threads can take half a second: not on this one.
+        let ended = std::thread::Builder::new()
+            .name("kafka-producer-end".to_owned())
+            .spawn(move || drop(client));
+        if let Err(error) = ended {
+            tracing::warn!(%error, "no thread to end a producer on");
+        }
+    }
+}
+
+/// The id as given. With the rule switched off nobody fences anybody.
+fn own_id(transactional_id: &str) -> String {
+    if service::fault::in_force("fence") {
+        return transactional_id.to_owned();
+    }
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
+    format!(
+        "{transactional_id}-{}-{}",
+        std::process::id(),
+        now.as_nanos()
+    )
 }

@@ -1,0 +1,4 @@
+//! The crate on a real broker: fencing, markers and compaction have no stand-in.
+
+mod follow;
+mod support;
