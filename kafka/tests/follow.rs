@@ -33,10 +33,3 @@ async fn a_checkpoint_comes_with_exactly_the_events_up_to_its_offsets() -> Resul
     );
     Ok(())
 }
-
-    n
-}
-    let _ = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::DEBUG)
-        .try_init();
-}
