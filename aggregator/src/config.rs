@@ -1,0 +1,97 @@
+//! The aggregator's configuration.
+
+use std::time::Duration;
+
+use garde::Validate;
+use kafka::KafkaConfig;
+use secrecy::SecretString;
+use serde::Deserialize;
+use service::admin::AdminConfig;
+use service::telemetry::LogConfig;
+
+/// The file, before the environment overrides it.
+#[derive(Debug, Clone, Deserialize, Validate)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The sources it joins: some of `warehouse`, `accounting`, `sales`. Default all.
+    #[serde(default = "all_sources")]
+    #[garde(length(min = 1), inner(custom(is_source)))]
+    pub sources: Vec<String>,
+    /// Roles that may read the unified tables. They must exist. Default none.
+    #[serde(default)]
+    #[garde(skip)]
+    pub readers: Vec<String>,
+    /// Roles that capture the unified tables. They must exist. Default none.
+    #[serde(default)]
+    #[garde(skip)]
+    pub replicators: Vec<String>,
+    #[garde(skip)]
+    pub view: ViewConfig,
+    #[garde(dive)]
+    pub kafka: KafkaConfig,
+    #[garde(skip)]
+    pub admin: AdminConfig,
+    #[serde(default)]
+    #[garde(skip)]
+    pub log: LogConfig,
+    #[serde(default)]
+    #[garde(dive)]
+    pub apply: ApplyConfig,
+}
+
+/// Where the view is.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ViewConfig {
+    /// `postgres://USER:PASSWORD@HOST:PORT/DATABASE` of the database's owner.
+    pub url: SecretString,
+}
+
+/// The bounds of what is read ahead and applied at once.
+#[derive(Debug, Clone, Deserialize, Validate)]
+#[serde(deny_unknown_fields, default)]
+pub struct ApplyConfig {
+    /// The most events that one step of a view transaction applies. Default 10000.
+    #[garde(range(min = 1, max = 100_000))]
+    pub step_events_max: usize,
+    /// The most bytes of keys and values of one step. Default 16777216.
+    #[garde(range(min = 1024, max = 268_435_456))]
+    pub step_bytes_max: usize,
+    /// Steps read ahead, a source. Default 2.
+    #[garde(range(min = 1, max = 100))]
+    pub queue_steps_max: usize,
+    /// How long the lock's holder may be silent before another takes over, milliseconds.
+    /// Default 5000.
+    #[garde(range(min = 500, max = 60_000))]
+    pub silence_max_ms: u64,
+}
+
+impl Default for ApplyConfig {
+    fn default() -> Self {
+        Self {
+            step_events_max: 10_000,
+            step_bytes_max: 16 << 20,
+            queue_steps_max: 2,
+            silence_max_ms: 5000,
+        }
+    }
+}
+
+impl ApplyConfig {
+    pub(crate) fn silence_max(&self) -> Duration {
+        Duration::from_millis(self.silence_max_ms)
+    }
+}
+
+fn all_sources() -> Vec<String> {
+    crate::SOURCES.map(str::to_owned).to_vec()
+}
+
+fn is_source(source: &str, _: &()) -> garde::Result {
+    if crate::SOURCES.contains(&source) {
+        Ok(())
+    } else {
+        let known = crate::SOURCES.join(", ");
+        Err(garde::Error::new(format!("is none of {known}")))
+    }
+}

@@ -1,0 +1,73 @@
+//! Why a life of the aggregator ended, and what follows from it.
+
+use tokio_postgres::error::SqlState;
+
+/// After any of these the process drops everything it holds; [`Failure::is_final`] says
+/// whether it starts anew.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// Nothing that trying again would change: one sentence that says what to do.
+    #[error("{0}")]
+    Prerequisite(String),
+    /// Another aggregator moved the view.
+    #[error("the fence was moved by another aggregator")]
+    Fenced,
+    /// The session that holds the advisory lock ended, or has not answered in time.
+    #[error("the view database's lock was lost")]
+    LockLost,
+    #[error("cannot {doing}: {source}")]
+    Database {
+        doing: &'static str,
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    #[error("a task of the aggregator ended before its time")]
+    TaskEnded,
+}
+
+impl Failure {
+    /// Is it for the operator to act first?
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Prerequisite(_) => true,
+            Self::Fenced | Self::LockLost | Self::Database { .. } | Self::TaskEnded => false,
+        }
+    }
+
+    /// A database's refusal, as a prerequisite where the operator has to act.
+    pub(crate) fn database(doing: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
+        move |source| match advice(source.code()) {
+            Some(advice) => Self::Prerequisite(format!(
+                "cannot {doing}: {}; {advice}",
+                source
+                    .as_db_error()
+                    .map_or("refused", |error| error.message())
+            )),
+            None => Self::Database { doing, source },
+        }
+    }
+}
+
+/// What the operator has to do about this refusal; none: trying again is enough.
+fn advice(code: Option<&SqlState>) -> Option<&'static str> {
+    let code = code?;
+    if [
+        SqlState::INVALID_PASSWORD,
+        SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
+    ]
+    .contains(code)
+    {
+        Some("set user and password in view.url")
+    } else if *code == SqlState::INVALID_CATALOG_NAME {
+        Some(
+            "create it, as a superuser: CREATE DATABASE view OWNER aggregator; or correct view.url",
+        )
+    } else if *code == SqlState::INSUFFICIENT_PRIVILEGE {
+        Some(
+            "make the role of view.url the owner of the view database, as a superuser: ALTER DATABASE view OWNER TO aggregator;",
+        )
+    } else {
+        None
+    }
+}

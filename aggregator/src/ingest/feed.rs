@@ -1,0 +1,257 @@
+//! What the sources' followers give, queued for the one applier.
+
+use std::future::poll_fn;
+use std::task::Poll;
+use std::time::Duration;
+
+use kafka::follower::{Event, Follower, FollowerError, FollowerOptions, Standing, Step};
+use kafka::{KafkaConfig, Offsets};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::decode::{Change, decode};
+use crate::config::ApplyConfig;
+use crate::mirror::Table;
+use crate::view::{Moved, Part};
+
+/// A follower that has neither given anything nor failed for so long counts as running.
+const RUNS_AFTER: Duration = Duration::from_millis(500);
+
+/// What a source's follower says.
+#[derive(Debug)]
+pub(crate) enum Item {
+    /// It runs.
+    Runs,
+    /// A part of a checkpoint, and the offsets after its events.
+    Events(Vec<Change>, Offsets),
+    /// The last part of a checkpoint.
+    Checkpoint(Box<Part>),
+    /// The parts since the last checkpoint are to be undone: they come again.
+    TooOld,
+    /// It cannot go on: what it has not read may be gone.
+    Behind,
+    /// It ended; where it is to go on says [`Feeds::restart`].
+    Failed(FollowerError),
+}
+
+/// How followers are made.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    pub kafka: KafkaConfig,
+    pub apply: ApplyConfig,
+}
+
+/// A queue a source.
+#[derive(Debug)]
+pub(crate) struct Feeds {
+    options: Options,
+    feeds: Vec<Feed>,
+    /// Who is asked first next time, so that a busy source does not starve the others.
+    first: usize,
+}
+
+#[derive(Debug)]
+struct Feed {
+    source: String,
+    /// Taken out of the queue to look at, and put back.
+    head: Option<Item>,
+    queue: mpsc::Receiver<Item>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Feed {
+    fn start(options: &Options, source: &str, standing: Standing, wait: Duration) -> Self {
+        let (sender, queue) = mpsc::channel(options.apply.queue_steps_max);
+        let (own, name) = (options.clone(), source.to_owned());
+        let task = tokio::spawn(async move {
+            tokio::time::sleep(wait).await;
+            if let Err(error) = follow(&own, &name, standing, &sender).await {
+                // The applier may be gone; then nobody needs to know.
+                let _ = sender.send(Item::Failed(error)).await;
+            }
+        });
+        Self {
+            source: source.to_owned(),
+            head: None,
+            queue,
+            task,
+        }
+    }
+}
+
+impl Feeds {
+    pub(crate) fn new(options: Options) -> Self {
+        Self {
+            options,
+            feeds: Vec::new(),
+            first: 0,
+        }
+    }
+
+    /// Follows a source from where the view stands, after a wait; what was queued is dropped.
+    pub(crate) fn restart(&mut self, source: &str, standing: Standing, wait: Duration) {
+        self.feeds.retain(|feed| feed.source != source);
+        let feed = Feed::start(&self.options, source, standing, wait);
+        self.feeds.push(feed);
+    }
+
+    /// The next item of any source; none where a task ended without a word.
+    pub(crate) async fn next(&mut self) -> Option<(String, Item)> {
+        let count = self.feeds.len();
+        poll_fn(|context| {
+            for turn in 0..count {
+                let feed = &mut self.feeds[(self.first + turn) % count];
+                let polled = match feed.head.take() {
+                    Some(head) => Poll::Ready(Some(head)),
+                    None => feed.queue.poll_recv(context),
+                };
+                if let Poll::Ready(item) = polled {
+                    self.first = (self.first + turn + 1) % count;
+                    return Poll::Ready(item.map(|item| (feed.source.clone(), item)));
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// The next item of this source.
+    pub(crate) async fn next_of(&mut self, source: &str) -> Option<Item> {
+        let feed = self.feeds.iter_mut().find(|feed| feed.source == source)?;
+        match feed.head.take() {
+            Some(head) => Some(head),
+            None => feed.queue.recv().await,
+        }
+    }
+
+    /// Checkpoints that are here already, of the sources that `wanted` accepts, with at most
+    /// `changes_max` changes together. Two of one source become one.
+    pub(crate) fn more(
+        &mut self,
+        first: Part,
+        mut changes_max: usize,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Vec<Part> {
+        changes_max = changes_max.saturating_sub(first.changes.len());
+        let mut parts = vec![first];
+        for feed in &mut self.feeds {
+            if !wanted(&feed.source) {
+                continue;
+            }
+            loop {
+                let item = match feed.head.take() {
+                    Some(head) => head,
+                    None => match feed.queue.try_recv() {
+                        Ok(item) => item,
+                        Err(_) => break,
+                    },
+                };
+                match item {
+                    Item::Checkpoint(part) if part.changes.len() <= changes_max => {
+                        changes_max -= part.changes.len();
+                        join(&mut parts, *part);
+                    }
+                    other => {
+                        feed.head = Some(other);
+                        break;
+                    }
+                }
+            }
+        }
+        parts
+    }
+}
+
+fn join(parts: &mut Vec<Part>, later: Part) {
+    let same = parts
+        .iter_mut()
+        .find(|part| part.moved.source == later.moved.source);
+    match same {
+        Some(part) => {
+            part.changes.extend(later.changes);
+            part.moved = later.moved;
+        }
+        None => parts.push(later),
+    }
+}
+
+/// Follows until the applier is gone, or nothing more can come.
+async fn follow(
+    options: &Options,
+    source: &str,
+    standing: Standing,
+    items: &mpsc::Sender<Item>,
+) -> Result<(), FollowerError> {
+    let follower_options = FollowerOptions {
+        step_events_max: options.apply.step_events_max,
+        step_bytes_max: options.apply.step_bytes_max,
+        tables: Some(Table::captured_by(source)),
+    };
+    let mut follower = Follower::new(&options.kafka, source, standing, follower_options)?;
+    let step = {
+        let mut first = std::pin::pin!(follower.next());
+        tokio::select! {
+            step = &mut first => step?,
+            () = tokio::time::sleep(RUNS_AFTER) => {
+                if items.send(Item::Runs).await.is_err() {
+                    return Ok(());
+                }
+                first.await?
+            }
+        }
+    };
+    let mut item = read(source, step);
+    loop {
+        let last = matches!(item, Item::Behind);
+        if items.send(item).await.is_err() || last {
+            return Ok(());
+        }
+        item = read(source, follower.next().await?);
+    }
+}
+
+fn read(source: &str, step: Step) -> Item {
+    match step {
+        Step::Events(events) => {
+            let mut offsets = Offsets::new();
+            for event in &events {
+                let ends = offsets.entry(event.topic.to_string()).or_default();
+                ends.insert(event.partition, event.offset + 1);
+            }
+            Item::Events(changes(source, &events), offsets)
+        }
+        Step::Checkpoint {
+            record,
+            events,
+            standing,
+            record_offset: _,
+            record_time_ms,
+        } => Item::Checkpoint(Box::new(Part {
+            changes: changes(source, &events),
+            moved: Moved {
+                source: source.to_owned(),
+                record,
+                record_time_ms,
+                standing,
+            },
+        })),
+        Step::TooOld => Item::TooOld,
+        Step::Behind => Item::Behind,
+    }
+}
+
+/// The events of mirrored tables, read.
+pub(crate) fn changes(source: &str, events: &[Event]) -> Vec<Change> {
+    let lone_tombstones = service::fault::in_force("lone_tombstone");
+    events
+        .iter()
+        .filter(|event| lone_tombstones || event.value.is_some())
+        .filter_map(|event| Some(decode(Table::find(source, &event.table)?, event)))
+        .collect()
+}

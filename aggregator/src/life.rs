@@ -1,0 +1,318 @@
+//! One life of the aggregator: it takes lock and view over, follows every source, and applies
+//! what they complete, until it is told to stop or loses what it holds.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use kafka::follower::FollowerError;
+use metrics::{counter, gauge, histogram};
+use service::admin::Health;
+use service::backoff::Backoff;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::failure::Failure;
+use crate::ingest::{Change, Feeds, Item, Options};
+use crate::lock::Lock;
+use crate::migrations::migrate;
+use crate::session::Session;
+use crate::view::{self, Moved, Part, View};
+
+/// The waits before the next life, and before a source is followed again.
+const BACKOFF_FIRST: Duration = Duration::from_millis(200);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// Runs life after life until `shutdown`.
+///
+/// # Errors
+/// What the operator has to put right first.
+pub async fn run(
+    config: &Config,
+    health: &Health,
+    shutdown: CancellationToken,
+) -> Result<(), Failure> {
+    crate::telemetry::describe();
+    let mut backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_MAX);
+    loop {
+        let began = Instant::now();
+        let failure = tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            ended = live(config, health) => match ended {
+                Ok(never) => match never {},
+                Err(failure) => failure,
+            },
+        };
+        if failure.is_final() {
+            return Err(failure);
+        }
+        if began.elapsed() > BACKOFF_MAX {
+            backoff.reset();
+        }
+        let wait = backoff.wait();
+        tracing::warn!(
+            error = %failure,
+            "starts anew in {} ms: {failure}", wait.as_millis()
+        );
+        health.not_ready(failure.to_string());
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+/// Ends only by failing.
+async fn live(config: &Config, health: &Health) -> Result<std::convert::Infallible, Failure> {
+    let silence_max = config.apply.silence_max();
+    let lock = Lock::acquire(&config.view.url, silence_max, health).await?;
+    health.not_ready("takes the view over");
+    let mut settings = view::session_settings();
+    // A paused writer must not keep the fence's row locked.
+    settings.push(format!(
+        "idle_in_transaction_session_timeout = {}",
+        silence_max.as_millis()
+    ));
+    let session = Session::open(&config.view.url, "aggregator", &settings).await?;
+    let lost = lock.keep();
+    let work = async {
+        migrate(&session.client, &config.readers, &config.replicators).await?;
+        let view = View::take_over(session, &config.sources).await?;
+        let options = Options {
+            kafka: config.kafka.clone(),
+            apply: config.apply.clone(),
+        };
+        let mut applier = Applier::new(view, options, config.sources.clone(), health.clone());
+        applier.run().await
+    };
+    tokio::select! {
+        failure = lost => Err(failure),
+        ended = work => ended,
+    }
+}
+
+/// The one task that writes the view.
+struct Applier {
+    view: View,
+    feeds: Feeds,
+    sources: Vec<String>,
+    step_events_max: usize,
+    silence_max: Duration,
+    health: Health,
+    /// Sources whose follower is known to run.
+    running: BTreeSet<String>,
+    backoffs: BTreeMap<String, Backoff>,
+}
+
+impl Applier {
+    fn new(view: View, options: Options, sources: Vec<String>, health: Health) -> Self {
+        Self {
+            step_events_max: options.apply.step_events_max,
+            silence_max: options.apply.silence_max(),
+            feeds: Feeds::new(options),
+            view,
+            sources,
+            health,
+            running: BTreeSet::new(),
+            backoffs: BTreeMap::new(),
+        }
+    }
+
+    async fn run(&mut self) -> Result<std::convert::Infallible, Failure> {
+        for source in self.sources.clone() {
+            self.follow(&source, Duration::ZERO);
+        }
+        loop {
+            let (source, item) = self.feeds.next().await.ok_or(Failure::TaskEnded)?;
+            match item {
+                Item::Runs => self.runs(&source),
+                Item::Events(changes, offsets) if self.view.serves(&source) => {
+                    drop(offsets);
+                    self.apply_in_steps(&source, changes).await?;
+                }
+                Item::Events(changes, offsets) => {
+                    self.runs(&source);
+                    let mut standing = self.standing(&source);
+                    for (topic, ends) in offsets {
+                        standing.offsets.entry(topic).or_default().extend(ends);
+                    }
+                    count(&source, changes.len());
+                    self.view.load(&source, changes, standing).await?;
+                }
+                Item::Checkpoint(part) => self.apply(*part).await?,
+                // Outside of a view transaction there is nothing to undo: a source that is not
+                // served reads the same events again into its mirrors.
+                Item::TooOld => {}
+                Item::Behind => self.behind(&source).await?,
+                Item::Failed(error) => self.failed(&source, &error),
+            }
+        }
+    }
+
+    /// A checkpoint in one step; with others that are here already.
+    async fn apply(&mut self, part: Part) -> Result<(), Failure> {
+        self.runs(&part.moved.source);
+        let began = Instant::now();
+        if !self.view.serves(&part.moved.source) {
+            let moved = part.moved.clone();
+            count(&moved.source, part.changes.len());
+            tracing::info!(
+                source = moved.source,
+                "computes the view with {}",
+                moved.source
+            );
+            self.view.serve(part).await?;
+            tracing::info!(
+                source = moved.source,
+                "serves {} at {}",
+                moved.source,
+                moved.record.at()
+            );
+            self.applied(&[moved], began);
+            return Ok(());
+        }
+        let view = &self.view;
+        let parts = self
+            .feeds
+            .more(part, self.step_events_max, |source| view.serves(source));
+        let moves: Vec<_> = parts.iter().map(|part| part.moved.clone()).collect();
+        for part in &parts {
+            count(&part.moved.source, part.changes.len());
+        }
+        self.view.apply(parts).await?;
+        self.applied(&moves, began);
+        Ok(())
+    }
+
+    /// A checkpoint of several steps, as one view transaction. Meanwhile the others wait.
+    async fn apply_in_steps(&mut self, source: &str, first: Vec<Change>) -> Result<(), Failure> {
+        self.runs(source);
+        let began = Instant::now();
+        count(source, first.len());
+        self.view.step(source, first).await?;
+        loop {
+            // The server would end a transaction that is idle for longer.
+            let next = tokio::time::timeout(self.silence_max / 2, self.feeds.next_of(source));
+            match next.await {
+                Ok(Some(Item::Events(changes, _))) => {
+                    count(source, changes.len());
+                    self.view.step(source, changes).await?;
+                }
+                Ok(Some(Item::Checkpoint(part))) => {
+                    count(source, part.changes.len());
+                    let moved = part.moved.clone();
+                    self.view.apply(vec![*part]).await?;
+                    self.applied(&[moved], began);
+                    return Ok(());
+                }
+                Ok(Some(Item::Runs)) => {}
+                Ok(Some(Item::TooOld)) => return self.view.undo().await,
+                Ok(Some(Item::Behind)) => return self.behind(source).await,
+                Ok(Some(Item::Failed(error))) => {
+                    self.view.undo().await?;
+                    self.failed(source, &error);
+                    return Ok(());
+                }
+                Ok(None) => return Err(Failure::TaskEnded),
+                Err(_) => {
+                    tracing::warn!(source, "{source} stalled within a checkpoint: undoes it");
+                    self.view.undo().await?;
+                    self.retry(source, "stalled within a checkpoint");
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Where the source's follower goes on. A load begins now, however often it is resumed.
+    fn standing(&self, source: &str) -> kafka::follower::Standing {
+        let mut standing = self.view.standing(source);
+        standing.since_ms.get_or_insert_with(now_ms);
+        standing
+    }
+
+    fn follow(&mut self, source: &str, wait: Duration) {
+        let standing = self.standing(source);
+        self.feeds.restart(source, standing, wait);
+    }
+
+    fn runs(&mut self, source: &str) {
+        if !self.running.contains(source) {
+            self.running.insert(source.to_owned());
+            self.backoffs.remove(source);
+            if self.running.len() == self.sources.len() {
+                tracing::info!("follows every source");
+                self.health.ready();
+            }
+        }
+    }
+
+    fn failed(&mut self, source: &str, error: &FollowerError) {
+        tracing::warn!(source, %error, "cannot follow {source}: {error}");
+        self.retry(source, &error.to_string());
+    }
+
+    fn retry(&mut self, source: &str, reason: &str) {
+        self.running.remove(source);
+        self.health
+            .not_ready(format!("cannot follow {source}: {reason}"));
+        let backoff = self
+            .backoffs
+            .entry(source.to_owned())
+            .or_insert_with(|| Backoff::new(BACKOFF_FIRST, BACKOFF_MAX));
+        let wait = backoff.wait();
+        self.follow(source, wait);
+    }
+
+    /// A source that is not served yet begins anew; one that is would need the view rebuilt.
+    async fn behind(&mut self, source: &str) -> Result<(), Failure> {
+        if self.view.serves(source) {
+            return Err(Failure::Prerequisite(format!(
+                "the view is too far behind {source}: Kafka no longer has every change since; \
+                rebuild it: stop the aggregators, drop and create the view database, start one"
+            )));
+        }
+        tracing::warn!(source, "loading {source} took too long: begins anew");
+        self.view.forget(source).await?;
+        self.follow(source, BACKOFF_FIRST);
+        Ok(())
+    }
+
+    fn applied(&self, moves: &[Moved], began: Instant) {
+        let apply_ms = began.elapsed().as_secs_f64() * 1000.0;
+        counter!(crate::telemetry::VIEW_TRANSACTIONS).increment(1);
+        histogram!(crate::telemetry::APPLY_MS).record(apply_ms);
+        #[expect(clippy::cast_precision_loss, reason = "a gauge")]
+        gauge!(crate::telemetry::QUARANTINED).set(self.view.quarantined() as f64);
+        for moved in moves {
+            let visible_ms = now_ms().saturating_sub(moved.record_time_ms);
+            let lag_bytes = moved
+                .record
+                .wal_end
+                .0
+                .saturating_sub(moved.record.position.0);
+            let source = moved.source.clone();
+            tracing::debug!(
+                source, visible_ms, apply_ms, revision = %self.view.revision(),
+                "{source} at {}: shown {visible_ms} ms after its record", moved.record.at()
+            );
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "milliseconds and bytes of today"
+            )]
+            {
+                histogram!(crate::telemetry::VISIBLE_MS, "source" => source.clone())
+                    .record(visible_ms as f64);
+                gauge!(crate::telemetry::LAG_BYTES, "source" => source).set(lag_bytes as f64);
+            }
+        }
+    }
+}
+
+fn count(source: &str, events: usize) {
+    counter!(crate::telemetry::EVENTS, "source" => source.to_owned()).increment(events as u64);
+}
+
+fn now_ms() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |now| i64::try_from(now.as_millis()).unwrap_or(i64::MAX))
+}

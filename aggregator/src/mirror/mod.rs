@@ -1,0 +1,344 @@
+//! Copies of the sources' tables: one statement a table and step brings a mirror from the state
+//! it has to the last state that the step's events give, and reports what that changed.
+//!
+//! A mirror knows nothing of what is made of it. It reports, of each row that really changed,
+//! the old and the new state of its reported columns; what these touch is [`crate::view`]'s.
+
+mod tables;
+mod value;
+
+use std::collections::HashMap;
+
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Row, Statement};
+
+pub use tables::TABLES;
+pub(crate) use tables::{DETAIL, ITEM, LINE, ORDER, PRICE, QUANTITY, TRANSACTION};
+pub use value::{Kind, Time, Value};
+
+/// A mirrored table. Its first column is the primary key `id`.
+#[derive(Debug)]
+pub struct Table {
+    /// Whose table it is: also the mirror's schema.
+    pub source: &'static str,
+    /// `schema.table` in the source.
+    pub captured: &'static str,
+    /// `schema.table` of the copy.
+    pub mirror: &'static str,
+    pub columns: &'static [Column],
+}
+
+impl PartialEq for Table {
+    fn eq(&self, other: &Self) -> bool {
+        self.mirror == other.mirror
+    }
+}
+
+impl Eq for Table {}
+
+/// A column of source and mirror.
+#[derive(Debug)]
+pub struct Column {
+    pub name: &'static str,
+    pub kind: Kind,
+    /// Do changes report it?
+    pub reported: bool,
+}
+
+impl Column {
+    const fn new(name: &'static str, kind: Kind) -> Self {
+        Self {
+            name,
+            kind,
+            reported: false,
+        }
+    }
+
+    const fn reported(name: &'static str, kind: Kind) -> Self {
+        Self {
+            name,
+            kind,
+            reported: true,
+        }
+    }
+}
+
+/// The reported columns of a row, by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reported {
+    pub table: &'static Table,
+    values: Vec<Value>,
+}
+
+impl Reported {
+    /// Of a whole row.
+    #[must_use]
+    pub fn of(table: &'static Table, row: &[Value]) -> Self {
+        let values = table
+            .columns
+            .iter()
+            .zip(row)
+            .filter(|(column, _)| column.reported)
+            .map(|(_, value)| value.clone())
+            .collect();
+        Self { table, values }
+    }
+
+    fn value(&self, name: &str) -> Option<&Value> {
+        let place = self.table.reported().position(|column| column.name == name);
+        place.and_then(|place| self.values.get(place))
+    }
+
+    /// An integer column; none where it is null.
+    #[must_use]
+    pub fn integer(&self, name: &str) -> Option<i64> {
+        match self.value(name) {
+            Some(Value::Integer(value)) => Some(*value),
+            _ => None,
+        }
+    }
+
+    /// A text or numeric column; none where it is null.
+    #[must_use]
+    pub fn text(&self, name: &str) -> Option<&str> {
+        match self.value(name) {
+            Some(Value::Text(value)) => Some(value),
+            _ => None,
+        }
+    }
+}
+
+/// A row of a mirror that a step changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Changed {
+    pub old: Option<Reported>,
+    pub new: Option<Reported>,
+}
+
+/// The last state that events give a row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// A value for each column.
+    Row(Vec<Value>),
+    Gone,
+}
+
+impl Table {
+    /// The table that a source's `schema.table` is copied to.
+    #[must_use]
+    pub fn find(source: &str, captured: &str) -> Option<&'static Self> {
+        TABLES
+            .into_iter()
+            .find(|table| table.source == source && table.captured == captured)
+    }
+
+    /// The captured tables of a source.
+    #[must_use]
+    pub fn captured_by(source: &str) -> Vec<String> {
+        TABLES
+            .into_iter()
+            .filter(|table| table.source == source)
+            .map(|table| table.captured.to_owned())
+            .collect()
+    }
+
+    fn reported(&self) -> impl Iterator<Item = &'static Column> {
+        self.columns.iter().filter(|column| column.reported)
+    }
+
+    /// `expression` of every column, where `*` is the column's name.
+    fn each(&self, expression: &str) -> String {
+        let all = self.columns.iter();
+        all.map(|column| expression.replace('*', column.name))
+            .collect::<Vec<_>>()
+            .join(", ")
+    }
+
+    /// What is reported of `row` (`old`, `new`, or a table), as it crosses to the client; with
+    /// `prefix` before its names.
+    fn report(&self, row: &str, prefix: &str) -> String {
+        self.reported()
+            .map(|column| {
+                let (name, wire) = (column.name, column.kind.wire());
+                format!("{row}.{name}::{wire} AS {prefix}{name}")
+            })
+            .collect::<Vec<_>>()
+            .join(", ")
+    }
+
+    /// Parameters: an array a column of the rows to be, then the ids of those to go.
+    ///
+    /// An event that leaves its row as it was changes nothing: it is neither written nor
+    /// reported. What the events of a step say of one key must have been reduced to one state.
+    pub(crate) fn apply_sql(&self) -> String {
+        let arrays = self.columns.iter().enumerate().map(|(index, column)| {
+            let (wire, sql) = (column.kind.wire(), column.kind.sql());
+            let cast = if wire == sql {
+                String::new()
+            } else {
+                format!("::{sql}[]")
+            };
+            format!("${}::{wire}[]{cast}", index + 1)
+        });
+        let arrays = arrays.collect::<Vec<_>>().join(", ");
+        let others = &self.columns[1..];
+        let row = |prefix: &str| {
+            let names = others
+                .iter()
+                .map(|column| format!("{prefix}{}", column.name));
+            names.collect::<Vec<_>>().join(", ")
+        };
+        let set = others.iter().map(|c| format!("{0} = excluded.{0}", c.name));
+        let nulls = self
+            .reported()
+            .map(|column| format!("NULL::{}", column.kind.wire()));
+        format!(
+            "WITH event AS (SELECT * FROM unnest({arrays}) AS e({names})),
+            upserted AS (
+                INSERT INTO {mirror} AS m ({names}) SELECT {names} FROM event
+                ON CONFLICT (id) DO UPDATE SET {set}
+                WHERE ROW({current}) IS DISTINCT FROM ROW({excluded})
+                RETURNING {old}, {new}
+            ),
+            deleted AS (DELETE FROM {mirror} AS m WHERE id = ANY(${gone}::bigint[]) RETURNING {of_deleted})
+            SELECT * FROM upserted UNION ALL SELECT d.*, {nulls} FROM deleted AS d",
+            names = self.each("*"),
+            mirror = self.mirror,
+            set = set.collect::<Vec<_>>().join(", "),
+            current = row("m."),
+            excluded = row("excluded."),
+            old = self.report("old", "old_"),
+            new = self.report("new", "new_"),
+            gone = self.columns.len() + 1,
+            of_deleted = self.report("m", ""),
+            nulls = nulls.collect::<Vec<_>>().join(", "),
+        )
+    }
+
+    fn changed(&'static self, row: &Row) -> Result<Changed, tokio_postgres::Error> {
+        let width = self.reported().count();
+        Ok(Changed {
+            old: self.read_report(row, 0)?,
+            new: self.read_report(row, width)?,
+        })
+    }
+
+    /// The reported columns from `start` on; none where the id, the first, is null.
+    fn read_report(
+        &'static self,
+        row: &Row,
+        start: usize,
+    ) -> Result<Option<Reported>, tokio_postgres::Error> {
+        let values = self
+            .reported()
+            .enumerate()
+            .map(|(index, column)| match column.kind {
+                Kind::Id | Kind::Integer => Ok(row
+                    .try_get::<_, Option<i64>>(start + index)?
+                    .map_or(Value::Null, Value::Integer)),
+                Kind::Text | Kind::Numeric => Ok(row
+                    .try_get::<_, Option<String>>(start + index)?
+                    .map_or(Value::Null, Value::Text)),
+                Kind::Time => Ok(Value::Null),
+            })
+            .collect::<Result<Vec<_>, tokio_postgres::Error>>()?;
+        Ok((values.first() != Some(&Value::Null)).then_some(Reported {
+            table: self,
+            values,
+        }))
+    }
+}
+
+/// The prepared statements of one mirror.
+#[derive(Debug, Clone)]
+pub(crate) struct Mirror {
+    table: &'static Table,
+    apply: Statement,
+    look: Statement,
+}
+
+impl Mirror {
+    pub(crate) async fn prepare(
+        client: &Client,
+        table: &'static Table,
+    ) -> Result<Self, tokio_postgres::Error> {
+        let look = format!(
+            "SELECT {} FROM {} AS m WHERE id = ANY($1)",
+            table.report("m", ""),
+            table.mirror
+        );
+        Ok(Self {
+            table,
+            apply: client.prepare(&table.apply_sql()).await?,
+            look: client.prepare(&look).await?,
+        })
+    }
+
+    /// Brings the rows to these states; what it really changed.
+    pub(crate) async fn apply(
+        &self,
+        client: &Client,
+        states: &HashMap<i64, State>,
+    ) -> Result<Vec<Changed>, tokio_postgres::Error> {
+        let (mut rows, mut gone) = (Vec::new(), Vec::new());
+        for (id, state) in states {
+            match state {
+                State::Row(row) => rows.push(row),
+                State::Gone => gone.push(*id),
+            }
+        }
+        let mut arrays: Vec<Box<dyn ToSql + Sync + Send>> = Vec::new();
+        for (index, column) in self.table.columns.iter().enumerate() {
+            arrays.push(array(column.kind, index, &rows));
+        }
+        arrays.push(Box::new(gone));
+        let parameters: Vec<&(dyn ToSql + Sync)> =
+            arrays.iter().map(|array| &**array as _).collect();
+        let changed = client.query(&self.apply, &parameters).await?;
+        changed.iter().map(|row| self.table.changed(row)).collect()
+    }
+
+    /// What stands in the mirror for these ids.
+    pub(crate) async fn look(
+        &self,
+        client: &Client,
+        ids: &[i64],
+    ) -> Result<Vec<Reported>, tokio_postgres::Error> {
+        let found = client.query(&self.look, &[&ids]).await?;
+        let rows = found.iter().map(|row| self.table.read_report(row, 0));
+        rows.filter_map(Result::transpose).collect()
+    }
+}
+
+/// One column of many rows as one parameter.
+fn array(kind: Kind, index: usize, rows: &[&Vec<Value>]) -> Box<dyn ToSql + Sync + Send> {
+    let column = rows
+        .iter()
+        .map(|row| row.get(index).unwrap_or(&Value::Null));
+    match kind {
+        Kind::Id | Kind::Integer => Box::new(
+            column
+                .map(|value| match value {
+                    Value::Integer(value) => Some(*value),
+                    _ => None,
+                })
+                .collect::<Vec<_>>(),
+        ),
+        Kind::Text | Kind::Numeric => Box::new(
+            column
+                .map(|value| match value {
+                    Value::Text(value) => Some(value.clone()),
+                    _ => None,
+                })
+                .collect::<Vec<_>>(),
+        ),
+        Kind::Time => Box::new(
+            column
+                .map(|value| match value {
+                    Value::Time(value) => Some(*value),
+                    _ => None,
+                })
+                .collect::<Vec<_>>(),
+        ),
+    }
+}

@@ -1,0 +1,83 @@
+//! Sessions of the view database: each ends when its owner is silent for too long, so that a
+//! paused process keeps neither the lock nor a row.
+
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+use tokio::task::JoinHandle;
+use tokio_postgres::{Client, NoTls};
+
+use crate::failure::Failure;
+
+/// How long to wait for a connection.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+/// The oldest server with `RETURNING old, new`.
+const VERSION_MIN: i32 = 180_000;
+
+/// One connection; it closes when this is dropped.
+#[derive(Debug)]
+pub struct Session {
+    pub(crate) client: Client,
+    connection: JoinHandle<()>,
+}
+
+impl Drop for Session {
+    /// Closed here and now: the server then rolls back, and frees locks.
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+impl Session {
+    /// Connects with these settings (`name = value`, for SET).
+    pub(crate) async fn open(
+        url: &SecretString,
+        application_name: &str,
+        settings: &[String],
+    ) -> Result<Self, Failure> {
+        let mut config: tokio_postgres::Config = url.expose_secret().parse().map_err(|_| {
+            Failure::Prerequisite(
+                "view.url is no PostgreSQL URL; write postgres://USER:PASSWORD@HOST:PORT/DATABASE"
+                    .to_owned(),
+            )
+        })?;
+        config
+            .application_name(application_name)
+            .connect_timeout(CONNECT_MAX)
+            .keepalives_idle(CONNECT_MAX)
+            .tcp_user_timeout(2 * CONNECT_MAX);
+        let (client, connection) = tokio::time::timeout(2 * CONNECT_MAX, config.connect(NoTls))
+            .await
+            .map_err(|_| Failure::LockLost)?
+            .map_err(Failure::database("connect to the view database"))?;
+        let connection = tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a session of the view database ended");
+            }
+        });
+        let session = Self { client, connection };
+        session.set(settings).await?;
+        Ok(session)
+    }
+
+    async fn set(&self, settings: &[String]) -> Result<(), Failure> {
+        let doing = "prepare a session of the view database";
+        let version: i32 = self
+            .client
+            .query_one("SELECT current_setting('server_version_num')::int", &[])
+            .await
+            .and_then(|row| row.try_get(0))
+            .map_err(Failure::database(doing))?;
+        if version < VERSION_MIN {
+            return Err(Failure::Prerequisite(format!(
+                "the view database is PostgreSQL {}, older than 18; point view.url to a newer server",
+                version / 10_000
+            )));
+        }
+        let set = settings.iter().map(|setting| format!("SET {setting};"));
+        self.client
+            .batch_execute(&set.collect::<String>())
+            .await
+            .map_err(Failure::database(doing))
+    }
+}

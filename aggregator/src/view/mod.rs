@@ -1,0 +1,520 @@
+//! The unified tables, and how checkpoints become view transactions.
+//!
+//! A view transaction moves the fence, brings mirrors to the covered events' last states, brings
+//! the unified rows that this touches to what the mirrors say, and moves positions and
+//! standing: all of it or nothing. It may do so in several steps, each of bounded size.
+//!
+//! A source of which no whole checkpoint has been applied is not served: its mirrors fill in
+//! transactions of their own, and with the first checkpoint all unified rows are computed at
+//! once.
+
+mod customers;
+mod fence;
+mod orders;
+mod positions;
+mod products;
+mod quarantine;
+mod resource;
+mod statements;
+mod touched;
+mod transactions;
+
+use std::collections::{BTreeMap, HashMap};
+
+use futures_util::future::try_join_all;
+use futures_util::try_join;
+use kafka::follower::Standing;
+use service::fault;
+use tokio_postgres::Client;
+
+pub use positions::{Moved, Revision};
+
+use crate::failure::Failure;
+use crate::ingest::{Change, Key, What};
+use crate::mirror::{Changed, State, Table};
+use crate::session::Session;
+use customers::Contribution;
+use fence::Fence;
+use quarantine::{Findings, Poison};
+use resource::Known;
+use statements::Statements;
+use touched::Touched;
+
+/// The writer of the view.
+#[derive(Debug)]
+pub struct View {
+    session: Session,
+    fence: Fence,
+    known: Known,
+    statements: Statements,
+    standings: BTreeMap<String, Standing>,
+    /// Keys in quarantine; while there are none nobody asks.
+    quarantined: i64,
+    open: bool,
+}
+
+/// What the session that is given to [`View::take_over`] must have SET.
+#[must_use]
+pub fn session_settings() -> Vec<String> {
+    statements::SETTINGS.map(str::to_owned).to_vec()
+}
+
+/// A checkpoint of a source, or the last part of one, with its events.
+#[derive(Debug)]
+pub struct Part {
+    pub moved: Moved,
+    pub changes: Vec<Change>,
+}
+
+impl View {
+    /// Takes the view over: its owner holds the lock, and the migrations have run.
+    ///
+    /// # Errors
+    /// What the database refuses.
+    pub async fn take_over(session: Session, sources: &[String]) -> Result<Self, Failure> {
+        let doing = Failure::database("take the view over");
+        let taken = async {
+            let client = &session.client;
+            let fence = Fence::claim(client, sources).await?;
+            let known: Known = client
+                .query(
+                    "SELECT source FROM public.positions WHERE epoch IS NOT NULL",
+                    &[],
+                )
+                .await?
+                .iter()
+                .map(|row| row.try_get(0))
+                .collect::<Result<_, _>>()?;
+            let statements = Statements::prepare(client, &known).await?;
+            let standings = standings(client).await?;
+            let quarantined = statements.quarantine.count(client).await?;
+            Ok((fence, known, statements, standings, quarantined))
+        };
+        let (fence, known, statements, standings, quarantined) = taken.await.map_err(doing)?;
+        Ok(Self {
+            session,
+            fence,
+            known,
+            statements,
+            standings,
+            quarantined,
+            open: false,
+        })
+    }
+
+    /// Where to go on reading a source.
+    #[must_use]
+    pub fn standing(&self, source: &str) -> Standing {
+        self.standings.get(source).cloned().unwrap_or_default()
+    }
+
+    /// Has a whole checkpoint of it been applied?
+    #[must_use]
+    pub fn serves(&self, source: &str) -> bool {
+        self.known.contains(source)
+    }
+
+    /// The view transaction made last.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        self.fence.last()
+    }
+
+    /// Keys that are in quarantine.
+    #[must_use]
+    pub fn quarantined(&self) -> i64 {
+        self.quarantined
+    }
+
+    /// One view transaction, or the rest of the open one: the checkpoints of served sources.
+    ///
+    /// # Errors
+    /// After any, the view is to be dropped.
+    pub async fn apply(&mut self, parts: Vec<Part>) -> Result<(), Failure> {
+        if !fault::in_force("one_view_transaction") {
+            return self.apply_by_partition(parts).await;
+        }
+        let mut moves = Vec::new();
+        for Part { moved, changes } in parts {
+            self.stand_early(&moved).await?;
+            self.step(&moved.source, changes).await?;
+            moves.push(moved);
+        }
+        self.commit(moves).await
+    }
+
+    /// A part of a checkpoint that is too large for one step: opens the view transaction, or goes
+    /// on with it; [`View::apply`] completes it.
+    ///
+    /// # Errors
+    /// After any, the view is to be dropped.
+    pub async fn step(&mut self, source: &str, changes: Vec<Change>) -> Result<(), Failure> {
+        let (changed, findings) = self.mirror(source, changes).await?;
+        fault::point("aggregator.after_mirror").await;
+        let mut touched = Touched::default();
+        touched.add(&changed);
+        self.isolate(source, findings, &mut touched).await?;
+        self.unify(source, touched)
+            .await
+            .map_err(Failure::database("bring the unified rows up to date"))
+    }
+
+    /// Undoes the steps since the last view transaction.
+    ///
+    /// # Errors
+    /// After any, the view is to be dropped.
+    pub async fn undo(&mut self) -> Result<(), Failure> {
+        if self.open {
+            let client = &self.session.client;
+            let doing = Failure::database("undo a view transaction");
+            let undone = async {
+                client.batch_execute("ROLLBACK").await?;
+                self.statements.quarantine.count(client).await
+            };
+            self.quarantined = undone.await.map_err(doing)?;
+            self.open = false;
+        }
+        Ok(())
+    }
+
+    /// A part of the first checkpoint of a source that is not served yet: mirrors and standing
+    /// only, in a transaction of its own.
+    ///
+    /// # Errors
+    /// After any, the view is to be dropped.
+    pub async fn load(
+        &mut self,
+        source: &str,
+        changes: Vec<Change>,
+        standing: Standing,
+    ) -> Result<(), Failure> {
+        let (_, findings) = self.mirror(source, changes).await?;
+        self.isolate(source, findings, &mut Touched::default())
+            .await?;
+        self.stand(source, &standing).await?;
+        self.finish().await?;
+        self.standings.insert(source.to_owned(), standing);
+        Ok(())
+    }
+
+    /// The last part of a source's first checkpoint: from now on it is served.
+    ///
+    /// # Errors
+    /// After any, the view is to be dropped.
+    pub async fn serve(&mut self, part: Part) -> Result<(), Failure> {
+        let Part { moved, changes } = part;
+        let source = moved.source.clone();
+        let (_, findings) = self.mirror(&source, changes).await?;
+        self.isolate(&source, findings, &mut Touched::default())
+            .await?;
+        let mut known = self.known.clone();
+        known.insert(source);
+        let revision = self.fence.next().to_string();
+        Statements::compute_all(&self.session.client, &known, &revision)
+            .await
+            .map_err(Failure::database("compute the unified tables"))?;
+        self.commit(vec![moved]).await?;
+        self.statements = Statements::prepare(&self.session.client, &known)
+            .await
+            .map_err(Failure::database("prepare statements"))?;
+        self.known = known;
+        Ok(())
+    }
+
+    /// Drops what was loaded of a source that is not served.
+    ///
+    /// # Errors
+    /// After any, the view is to be dropped.
+    pub async fn forget(&mut self, source: &str) -> Result<(), Failure> {
+        self.mirror(source, Vec::new()).await?;
+        self.statements
+            .forget(&self.session.client, source)
+            .await
+            .map_err(Failure::database("drop what was loaded"))?;
+        self.finish().await?;
+        self.standings.remove(source);
+        Ok(())
+    }
+
+    /// Opens the view transaction if none is open, and brings the mirrors to the changes' last
+    /// states; what really changed, and what could not be applied.
+    async fn mirror(
+        &mut self,
+        source: &str,
+        changes: Vec<Change>,
+    ) -> Result<(Vec<Changed>, Findings), Failure> {
+        let (states, findings) = reduce(changes, self.quarantined > 0);
+        let begin = self.begin(source);
+        let client = &self.session.client;
+        // The fence is sent first, the rest without waiting for its answer: the server works
+        // through them in this order.
+        let mirrors = try_join_all(states.iter().filter_map(|(name, states)| {
+            let mirror = self.statements.mirrors.get(name)?;
+            Some(mirror.apply(client, states))
+        }));
+        let changed = try_join!(begin, async {
+            mirrors
+                .await
+                .map_err(Failure::database("bring the mirrors up to date"))
+        });
+        let (_, changed) = changed?;
+        self.open = true;
+        Ok((changed.into_iter().flatten().collect(), findings))
+    }
+
+    async fn begin(&self, source: &str) -> Result<(), Failure> {
+        if self.open {
+            return Ok(());
+        }
+        fault::point("aggregator.before_fence").await;
+        let client = &self.session.client;
+        let (begun, moved) = futures_util::join!(
+            client.batch_execute("BEGIN"),
+            self.fence.move_on(client, source)
+        );
+        begun
+            .and(moved)
+            .map_err(Failure::database("move the fence"))
+            .and_then(|moved| if moved { Ok(()) } else { Err(Failure::Fenced) })
+    }
+
+    /// Sets poison aside, and releases what is sound again.
+    async fn isolate(
+        &mut self,
+        source: &str,
+        findings: Findings,
+        touched: &mut Touched,
+    ) -> Result<(), Failure> {
+        if findings.poison.is_empty() && findings.sound.is_empty() {
+            return Ok(());
+        }
+        for (table, key, poison) in &findings.poison {
+            tracing::warn!(
+                source, table = table.captured, %key, record = %poison.record,
+                "{key} of {} goes to quarantine: {}", table.captured, poison.reason
+            );
+        }
+        let (client, statements) = (&self.session.client, &self.statements);
+        let revision = self.fence.next().to_string();
+        let isolated = async {
+            let quarantine = &statements.quarantine;
+            let mirrors = &statements.mirrors;
+            quarantine
+                .apply(client, source, &revision, findings, mirrors, touched)
+                .await?;
+            quarantine.count(client).await
+        };
+        self.quarantined = isolated
+            .await
+            .map_err(Failure::database("set poison aside"))?;
+        Ok(())
+    }
+
+    /// Brings the touched unified rows to what the mirrors say.
+    async fn unify(&self, source: &str, touched: Touched) -> Result<(), tokio_postgres::Error> {
+        let (client, statements) = (&self.session.client, &self.statements);
+        let revision = self.fence.next().to_string();
+        let list = |ids: &std::collections::BTreeSet<i64>| ids.iter().copied().collect::<Vec<_>>();
+        let (products, transactions, orders) = (
+            list(&touched.products),
+            list(&touched.transactions),
+            list(&touched.orders),
+        );
+        let lines = &touched.lines;
+        // Sent in this order without waiting in between: products read the totals, orders read
+        // the transactions.
+        let (.., orders) = try_join!(
+            statements.move_totals(client, lines),
+            statements.products(client, &revision, &products),
+            statements.transactions(client, &revision, &transactions),
+            statements.orders(client, &revision, &orders, &transactions),
+        )?;
+        let mut contributions = contributions(&orders)?;
+        if !fault::in_force("contributions") && source == "sales" {
+            // As if what sales changes concerned only what sales adds.
+            for contribution in &mut contributions {
+                contribution.paid = None;
+            }
+        }
+        statements
+            .customers(client, &revision, &contributions)
+            .await
+    }
+
+    /// Moves positions and standing, and completes the view transaction.
+    async fn commit(&mut self, moves: Vec<Moved>) -> Result<(), Failure> {
+        let client = &self.session.client;
+        let revision = self.fence.next();
+        let (statements, quarantined) = (&self.statements, self.quarantined);
+        let positions = try_join_all(moves.iter().map(|moved| async move {
+            let Moved {
+                source,
+                record,
+                standing,
+                ..
+            } = moved;
+            let positions = &statements.positions;
+            try_join!(
+                positions.write(client, moved, revision),
+                positions.stand(client, source, standing),
+                async {
+                    if quarantined == 0 {
+                        return Ok(());
+                    }
+                    let (position, revision) = (record.at().to_string(), revision.to_string());
+                    let quarantine = &statements.quarantine;
+                    quarantine.place(client, source, &position, &revision).await
+                }
+            )
+        }));
+        positions
+            .await
+            .map_err(Failure::database("move the view's positions"))?;
+        self.finish().await?;
+        for moved in moves {
+            self.fence.moved(&moved.source);
+            self.standings.insert(moved.source, moved.standing);
+        }
+        Ok(())
+    }
+
+    async fn stand(&self, source: &str, standing: &Standing) -> Result<(), Failure> {
+        self.statements
+            .positions
+            .stand(&self.session.client, source, standing)
+            .await
+            .map_err(Failure::database("write where the aggregator stands"))
+    }
+
+    async fn finish(&mut self) -> Result<(), Failure> {
+        fault::point("aggregator.before_commit").await;
+        self.session
+            .client
+            .batch_execute("COMMIT")
+            .await
+            .map_err(Failure::database("commit a view transaction"))?;
+        self.open = false;
+        self.fence.committed();
+        fault::point("aggregator.after_commit").await;
+        Ok(())
+    }
+
+    /// Not the design: offsets in a transaction of their own, before the data.
+    async fn stand_early(&mut self, moved: &Moved) -> Result<(), Failure> {
+        if !fault::in_force("offsets_with_data") && !self.open {
+            self.stand(&moved.source, &moved.standing).await?;
+        }
+        Ok(())
+    }
+
+    /// Not the design: a view transaction a partition.
+    async fn apply_by_partition(&mut self, parts: Vec<Part>) -> Result<(), Failure> {
+        for Part { moved, changes } in parts {
+            let mut partitions: BTreeMap<_, Vec<Change>> = BTreeMap::new();
+            for change in changes {
+                let record = &change.record;
+                let partition = (record.topic.clone(), record.partition);
+                partitions.entry(partition).or_default().push(change);
+            }
+            let mut standing = self.standing(&moved.source);
+            for ((topic, partition), changes) in partitions {
+                let end = moved.standing.offsets.get(&*topic);
+                let end = end.and_then(|ends| ends.get(&partition)).copied();
+                let ends = standing.offsets.entry(topic.to_string()).or_default();
+                ends.extend(end.map(|end| (partition, end)));
+                self.step(&moved.source, changes).await?;
+                let standing = standing.clone();
+                self.commit(vec![Moved {
+                    standing,
+                    ..moved.clone()
+                }])
+                .await?;
+            }
+            self.step(&moved.source, Vec::new()).await?;
+            self.commit(vec![moved]).await?;
+        }
+        Ok(())
+    }
+}
+
+async fn standings(client: &Client) -> Result<BTreeMap<String, Standing>, tokio_postgres::Error> {
+    let rows = client
+        .query("SELECT source, standing FROM aggregator.standing", &[])
+        .await?;
+    rows.iter()
+        .map(|row| {
+            let tokio_postgres::types::Json(standing) = row.try_get(1)?;
+            Ok((row.try_get(0)?, standing))
+        })
+        .collect()
+}
+
+/// The last state a key and mirror, in the order of the partitions; what cannot be applied
+/// aside. A good state that came before poison of the same key still counts.
+fn reduce(
+    changes: Vec<Change>,
+    quarantined: bool,
+) -> (HashMap<&'static str, HashMap<i64, State>>, Findings) {
+    let mut states: HashMap<_, HashMap<i64, State>> = HashMap::new();
+    let mut poison: HashMap<(&'static str, Key), (&'static Table, Poison)> = HashMap::new();
+    for change in changes {
+        let Change {
+            table,
+            record,
+            key,
+            what,
+        } = change;
+        match (what, &key) {
+            (What::Poison { reason, row }, _) => {
+                let row = Poison {
+                    record,
+                    reason,
+                    row,
+                };
+                poison.insert((table.mirror, key), (table, row));
+            }
+            (What::Now(state), Key::Id(id)) => {
+                poison.remove(&(table.mirror, key.clone()));
+                states.entry(table.mirror).or_default().insert(*id, state);
+            }
+            (What::Now(_), Key::Unreadable(_)) => {}
+        }
+    }
+    let mut findings = Findings::default();
+    if quarantined {
+        for (mirror, states) in &states {
+            let table = crate::mirror::TABLES
+                .into_iter()
+                .find(|table| table.mirror == *mirror);
+            let ids = states.keys().map(|id| (table, *id));
+            findings
+                .sound
+                .extend(ids.filter_map(|(table, id)| Some((table?, id))));
+        }
+    }
+    let poison = poison.into_iter();
+    findings.poison = poison
+        .map(|((_, key), (table, poison))| (table, key, poison))
+        .collect();
+    (states, findings)
+}
+
+/// What changed orders mean for their customers.
+fn contributions(
+    changed: &[tokio_postgres::Row],
+) -> Result<Vec<Contribution>, tokio_postgres::Error> {
+    let mut contributions = Vec::with_capacity(2 * changed.len());
+    for row in changed {
+        for (start, sign) in [(0, -1), (3, 1)] {
+            if let Some(customer_id) = row.try_get(start)? {
+                contributions.push(Contribution {
+                    customer_id,
+                    sign,
+                    total: row.try_get(start + 1)?,
+                    paid: row.try_get(start + 2)?,
+                });
+            }
+        }
+    }
+    Ok(contributions)
+}

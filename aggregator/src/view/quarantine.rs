@@ -1,0 +1,220 @@
+//! `public.quarantine`: what could not be applied, and why.
+//!
+//! The mirror row keeps its last state, and each unified row that the input belongs to, as far
+//! as its old state or what could be read of the new one names it, says `degraded`. The next
+//! state of the same key that can be applied ends it.
+
+use std::collections::{BTreeSet, HashMap};
+
+use tokio_postgres::{Client, Error, Statement};
+
+use super::touched::{Named, Touched, named};
+use crate::ingest::{Key, Record};
+use crate::mirror::{Mirror, Reported, Table, Value};
+
+/// A key whose last event could not be applied.
+#[derive(Debug, Clone)]
+pub(crate) struct Poison {
+    pub record: Record,
+    pub reason: String,
+    /// What could be read of the row.
+    pub row: Option<Vec<Value>>,
+}
+
+/// What one step says of the quarantine.
+#[derive(Debug, Default)]
+pub(crate) struct Findings {
+    pub poison: Vec<(&'static Table, Key, Poison)>,
+    /// Keys that have an applicable state again.
+    pub sound: Vec<(&'static Table, i64)>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Quarantine {
+    release: Statement,
+    forget: Statement,
+    take: Statement,
+    name: Statement,
+    place: Statement,
+    count: Statement,
+}
+
+impl Quarantine {
+    pub(crate) async fn prepare(client: &Client) -> Result<Self, Error> {
+        Ok(Self {
+            release: client
+                .prepare(
+                    r#"DELETE FROM public.quarantine AS q
+                    USING unnest($2::text[], $3::text[]) AS k ("table", key)
+                    WHERE q.source = $1 AND q."table" = k."table" AND q.key = k.key"#,
+                )
+                .await?,
+            forget: client
+                .prepare(
+                    r#"DELETE FROM aggregator.degraded AS g
+                    USING unnest($2::text[], $3::text[]) AS k ("table", key)
+                    WHERE g.source = $1 AND g."table" = k."table" AND g.key = k.key
+                    RETURNING g.resource, g.id"#,
+                )
+                .await?,
+            take: client
+                .prepare(
+                    r#"INSERT INTO public.quarantine
+                        (source, "table", key, reason, record, at, revision)
+                    SELECT $1, p."table", p.key, p.reason, p.record,
+                        to_timestamp(p.at_ms / 1000.0), $7
+                    FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[])
+                        AS p ("table", key, reason, record, at_ms)
+                    ON CONFLICT (source, "table", key) DO UPDATE SET
+                        reason = excluded.reason, position = NULL, record = excluded.record,
+                        at = excluded.at, revision = excluded.revision"#,
+                )
+                .await?,
+            name: client
+                .prepare(
+                    r#"INSERT INTO aggregator.degraded (resource, id, source, "table", key)
+                    SELECT n.resource, n.id, $1, n."table", n.key
+                    FROM unnest($2::text[], $3::bigint[], $4::text[], $5::text[])
+                        AS n (resource, id, "table", key)
+                    ON CONFLICT DO NOTHING"#,
+                )
+                .await?,
+            place: client
+                .prepare(
+                    "UPDATE public.quarantine SET position = $2, revision = $3
+                    WHERE source = $1 AND position IS NULL",
+                )
+                .await?,
+            count: client
+                .prepare("SELECT count(*) FROM public.quarantine")
+                .await?,
+        })
+    }
+
+    /// Brings the quarantine to what the step found, and adds the unified rows that this
+    /// concerns to `touched`.
+    pub(crate) async fn apply(
+        &self,
+        client: &Client,
+        source: &str,
+        revision: &str,
+        findings: Findings,
+        mirrors: &HashMap<&'static str, Mirror>,
+        touched: &mut Touched,
+    ) -> Result<(), Error> {
+        let sound = findings.sound.iter();
+        let sound = sound.map(|(table, id)| (table.captured, Key::Id(*id).to_string()));
+        let (tables, keys): (Vec<_>, Vec<_>) = sound.unzip();
+        client
+            .execute(&self.release, &[&source, &tables, &keys])
+            .await?;
+        self.forget(client, source, &tables, &keys, touched).await?;
+        if findings.poison.is_empty() {
+            return Ok(());
+        }
+        let poison = findings.poison.iter();
+        let poisoned = poison.map(|(table, key, _)| (table.captured, key.to_string()));
+        let (tables, keys): (Vec<_>, Vec<_>) = poisoned.unzip();
+        self.forget(client, source, &tables, &keys, touched).await?;
+        let each = || findings.poison.iter().map(|(_, _, poison)| poison);
+        let reasons: Vec<_> = each().map(|poison| poison.reason.as_str()).collect();
+        let records: Vec<_> = each().map(|poison| poison.record.to_string()).collect();
+        let times: Vec<_> = each().map(|poison| poison.record.timestamp_ms).collect();
+        client
+            .execute(
+                &self.take,
+                &[
+                    &source, &tables, &keys, &reasons, &records, &times, &revision,
+                ],
+            )
+            .await?;
+        let names = names(client, &findings.poison, mirrors).await?;
+        let (mut resources, mut ids, mut tables, mut keys) = (vec![], vec![], vec![], vec![]);
+        for (kind, id, table, key) in names {
+            touched.insert(kind, id);
+            resources.push(kind.resource());
+            ids.push(id);
+            tables.push(table);
+            keys.push(key);
+        }
+        client
+            .execute(&self.name, &[&source, &resources, &ids, &tables, &keys])
+            .await?;
+        Ok(())
+    }
+
+    async fn forget(
+        &self,
+        client: &Client,
+        source: &str,
+        tables: &[&str],
+        keys: &[String],
+        touched: &mut Touched,
+    ) -> Result<(), Error> {
+        let forgotten = client
+            .query(&self.forget, &[&source, &tables, &keys])
+            .await?;
+        for row in forgotten {
+            let resource: String = row.try_get(0)?;
+            let kind = Named::ALL
+                .into_iter()
+                .find(|kind| kind.resource() == resource);
+            if let Some(kind) = kind {
+                touched.insert(kind, row.try_get(1)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// The checkpoint that covers what was taken in since the last one.
+    pub(crate) async fn place(
+        &self,
+        client: &Client,
+        source: &str,
+        position: &str,
+        revision: &str,
+    ) -> Result<(), Error> {
+        client
+            .execute(&self.place, &[&source, &position, &revision])
+            .await?;
+        Ok(())
+    }
+
+    pub(crate) async fn count(&self, client: &Client) -> Result<i64, Error> {
+        client.query_one(&self.count, &[]).await?.try_get(0)
+    }
+}
+
+/// The unified rows that the poison belongs to, by its readable part and by the mirror's row.
+async fn names(
+    client: &Client,
+    poison: &[(&'static Table, Key, Poison)],
+    mirrors: &HashMap<&'static str, Mirror>,
+) -> Result<BTreeSet<(Named, i64, &'static str, String)>, Error> {
+    let mut names = BTreeSet::new();
+    let mut ids: HashMap<&'static str, Vec<i64>> = HashMap::new();
+    let mut add = |row: &Reported, key: String| {
+        for (kind, id) in named(row) {
+            names.insert((kind, id, row.table.captured, key.clone()));
+        }
+    };
+    for (table, key, poison) in poison {
+        if let Key::Id(id) = key {
+            ids.entry(table.mirror).or_default().push(*id);
+        }
+        if let Some(row) = &poison.row {
+            add(&Reported::of(table, row), key.to_string());
+        }
+    }
+    for (table, ids) in ids {
+        let Some(mirror) = mirrors.get(table) else {
+            continue;
+        };
+        for row in mirror.look(client, &ids).await? {
+            if let Some(id) = row.integer("id") {
+                add(&row, Key::Id(id).to_string());
+            }
+        }
+    }
+    Ok(names)
+}

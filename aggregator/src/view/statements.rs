@@ -1,0 +1,199 @@
+//! Everything that the writer says to the database, prepared once.
+
+use std::collections::HashMap;
+
+use tokio_postgres::{Client, Error, Row, Statement};
+
+use super::customers::{self, CUSTOMERS, Contribution};
+use super::orders::ORDERS;
+use super::positions::Positions;
+use super::products::{ALL_TOTALS, MOVE_TOTALS, PRODUCTS};
+use super::quarantine::Quarantine;
+use super::resource::Known;
+use super::touched::LineMoves;
+use super::transactions::TRANSACTIONS;
+use crate::mirror::{Mirror, TABLES};
+
+/// The writing session's settings. Touched rows are found by index, one by one, however many
+/// there are and whatever the planner knows of a table that was empty a minute ago: plans are
+/// made once, without looking at parameters, and never read a whole table.
+pub(crate) const SETTINGS: [&str; 7] = [
+    "TimeZone = 'UTC'",
+    "plan_cache_mode = force_generic_plan",
+    "enable_seqscan = off",
+    "enable_hashjoin = off",
+    "enable_mergejoin = off",
+    "enable_bitmapscan = off",
+    "jit = off",
+];
+
+/// The opposite, for a transaction that computes all rows.
+const SETTINGS_FOR_ALL: &str = "
+    SET LOCAL plan_cache_mode = force_custom_plan;
+    SET LOCAL enable_seqscan = on;
+    SET LOCAL enable_hashjoin = on;
+    SET LOCAL enable_mergejoin = on;
+    SET LOCAL enable_bitmapscan = on";
+
+#[derive(Debug, Clone)]
+pub(crate) struct Statements {
+    /// By the mirror's name.
+    pub mirrors: HashMap<&'static str, Mirror>,
+    pub quarantine: Quarantine,
+    pub positions: Positions,
+    move_totals: Statement,
+    products: Statement,
+    transactions: Statement,
+    orders: Statement,
+    customers: Statement,
+}
+
+impl Statements {
+    /// For the sources known now; when that changes they are prepared again.
+    pub(crate) async fn prepare(client: &Client, known: &Known) -> Result<Self, Error> {
+        let mut mirrors = HashMap::new();
+        for table in TABLES {
+            mirrors.insert(table.mirror, Mirror::prepare(client, table).await?);
+        }
+        Ok(Self {
+            mirrors,
+            quarantine: Quarantine::prepare(client).await?,
+            positions: Positions::prepare(client).await?,
+            move_totals: client.prepare(MOVE_TOTALS).await?,
+            products: client.prepare(&PRODUCTS.touched_sql(known)).await?,
+            transactions: client.prepare(&TRANSACTIONS.touched_sql(known)).await?,
+            orders: client.prepare(&ORDERS.touched_sql(known)).await?,
+            customers: client.prepare(&customers::move_sql(known)).await?,
+        })
+    }
+
+    /// Computes every unified row from the mirrors of the known sources, in the open
+    /// transaction; rows that are right already stay as they are.
+    pub(crate) async fn compute_all(
+        client: &Client,
+        known: &Known,
+        revision: &str,
+    ) -> Result<(), Error> {
+        client.batch_execute(SETTINGS_FOR_ALL).await?;
+        for table in TABLES {
+            client
+                .batch_execute(&format!("ANALYZE {}", table.mirror))
+                .await?;
+        }
+        client.batch_execute(ALL_TOTALS).await?;
+        for resource in [&PRODUCTS, &TRANSACTIONS, &ORDERS, &CUSTOMERS] {
+            client
+                .execute(&resource.all_sql(known), &[&revision])
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Empties a source's mirrors, standing and quarantine.
+    pub(crate) async fn forget(&self, client: &Client, source: &str) -> Result<(), Error> {
+        for table in TABLES.into_iter().filter(|table| table.source == source) {
+            client
+                .batch_execute(&format!("TRUNCATE {}", table.mirror))
+                .await?;
+        }
+        for table in [
+            "aggregator.standing",
+            "aggregator.degraded",
+            "public.quarantine",
+        ] {
+            client
+                .execute(
+                    &format!("DELETE FROM {table} WHERE source = $1"),
+                    &[&source],
+                )
+                .await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn move_totals(
+        &self,
+        client: &Client,
+        lines: &LineMoves,
+    ) -> Result<(), Error> {
+        if !lines.products.is_empty() {
+            client
+                .execute(
+                    &self.move_totals,
+                    &[
+                        &lines.products,
+                        &lines.signs,
+                        &lines.quantities,
+                        &lines.unit_prices,
+                    ],
+                )
+                .await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn products(
+        &self,
+        client: &Client,
+        revision: &str,
+        ids: &[i64],
+    ) -> Result<(), Error> {
+        if !ids.is_empty() {
+            client.execute(&self.products, &[&revision, &ids]).await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn transactions(
+        &self,
+        client: &Client,
+        revision: &str,
+        ids: &[i64],
+    ) -> Result<(), Error> {
+        if !ids.is_empty() {
+            client
+                .execute(&self.transactions, &[&revision, &ids])
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// The orders named and those of the transactions named; what changed, old and new.
+    pub(crate) async fn orders(
+        &self,
+        client: &Client,
+        revision: &str,
+        ids: &[i64],
+        transactions: &[i64],
+    ) -> Result<Vec<Row>, Error> {
+        if ids.is_empty() && transactions.is_empty() {
+            return Ok(Vec::new());
+        }
+        client
+            .query(&self.orders, &[&revision, &ids, &transactions])
+            .await
+    }
+
+    pub(crate) async fn customers(
+        &self,
+        client: &Client,
+        revision: &str,
+        contributions: &[Contribution],
+    ) -> Result<(), Error> {
+        if contributions.is_empty() {
+            return Ok(());
+        }
+        let each = || contributions.iter();
+        let customers: Vec<_> = each().map(|part| part.customer_id).collect();
+        let signs: Vec<_> = each().map(|part| part.sign).collect();
+        let totals: Vec<_> = each().map(|part| part.total.as_deref()).collect();
+        let paid: Vec<_> = each().map(|part| part.paid.as_deref()).collect();
+        client
+            .execute(
+                &self.customers,
+                &[&revision, &customers, &signs, &totals, &paid],
+            )
+            .await?;
+        Ok(())
+    }
+}
