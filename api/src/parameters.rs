@@ -1,0 +1,236 @@
+//! What a request asks: its path's id, its query, its `Min-Position`.
+//!
+//! Strict: an unknown parameter, one given twice and one out of bounds are problems that name
+//! it. What is silently ignored today is what a client relies on tomorrow.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{FromRequestParts, Path, Query};
+use axum::http::request::Parts;
+
+use crate::Api;
+use crate::position::Minimum;
+use crate::problem::Problem;
+
+pub const LIMIT_MAX: u16 = 1000;
+pub const LIMIT_DEFAULT: u16 = 50;
+pub const MAX_WAIT_MS_MAX: u64 = 10_000;
+pub const MAX_WAIT_MS_DEFAULT: u64 = 2000;
+
+/// The header that asks for a position.
+pub const MIN_POSITION: &str = "min-position";
+
+const OF_ONE: &[&str] = &["max_wait_ms"];
+const OF_LIST: &[&str] = &["cursor", "limit", "max_wait_ms"];
+
+/// The position that a client asks for, and how long it waits.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    pub minimum: Minimum,
+    pub wait: Duration,
+}
+
+/// `GET` of one row.
+#[derive(Debug)]
+pub struct OneRequest {
+    pub id: i64,
+    pub wanted: Wanted,
+}
+
+/// `GET` of a page.
+#[derive(Debug)]
+pub struct ListRequest {
+    pub limit: u16,
+    pub cursor: Option<String>,
+    pub wanted: Wanted,
+}
+
+/// `GET` of something that has no further parameters.
+#[derive(Debug)]
+pub struct PlainRequest {
+    pub wanted: Wanted,
+}
+
+impl FromRequestParts<Arc<Api>> for OneRequest {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, Problem> {
+        let Path(id) = Path::<String>::from_request_parts(parts, api)
+            .await
+            .map_err(|_| Problem::InvalidId {
+                given: parts.uri.path().to_owned(),
+            })?;
+        let given = Given::read(parts, OF_ONE)?;
+        Ok(Self {
+            id: parse_id(&id)?,
+            wanted: wanted(parts, &given, api)?,
+        })
+    }
+}
+
+impl FromRequestParts<Arc<Api>> for ListRequest {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, Problem> {
+        let given = Given::read(parts, OF_LIST)?;
+        let limit = given.number("limit", 1..=u64::from(LIMIT_MAX), u64::from(LIMIT_DEFAULT))?;
+        Ok(Self {
+            limit: u16::try_from(limit).unwrap_or(LIMIT_MAX),
+            cursor: given.text("cursor").map(str::to_owned),
+            wanted: wanted(parts, &given, api)?,
+        })
+    }
+}
+
+impl FromRequestParts<Arc<Api>> for PlainRequest {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, Problem> {
+        let given = Given::read(parts, OF_ONE)?;
+        Ok(Self {
+            wanted: wanted(parts, &given, api)?,
+        })
+    }
+}
+
+/// The query's parameters, each known and given once.
+struct Given(BTreeMap<String, String>);
+
+impl Given {
+    fn read(parts: &Parts, known: &'static [&'static str]) -> Result<Self, Problem> {
+        let Query(pairs) =
+            Query::<Vec<(String, String)>>::try_from_uri(&parts.uri).map_err(|_| {
+                Problem::InvalidParameter {
+                    name: "query",
+                    expected: "name=value pairs with & between, percent-encoded".to_owned(),
+                }
+            })?;
+        let mut given = BTreeMap::new();
+        for (name, value) in pairs {
+            if !known.contains(&name.as_str()) {
+                return Err(Problem::UnknownParameter { name, known });
+            }
+            if given.insert(name.clone(), value).is_some() {
+                return Err(Problem::DuplicateParameter { name });
+            }
+        }
+        Ok(Self(given))
+    }
+
+    fn text(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    fn number(
+        &self,
+        name: &'static str,
+        range: std::ops::RangeInclusive<u64>,
+        default: u64,
+    ) -> Result<u64, Problem> {
+        let Some(text) = self.text(name) else {
+            return Ok(default);
+        };
+        text.parse()
+            .ok()
+            .filter(|number| is_plain_number(text) && range.contains(number))
+            .ok_or_else(|| Problem::InvalidParameter {
+                name,
+                expected: format!("a whole number from {} to {}", range.start(), range.end()),
+            })
+    }
+}
+
+fn wanted(parts: &Parts, given: &Given, api: &Api) -> Result<Wanted, Problem> {
+    let wait_ms = given.number("max_wait_ms", 0..=MAX_WAIT_MS_MAX, MAX_WAIT_MS_DEFAULT)?;
+    let mut items = Vec::new();
+    for value in parts.headers.get_all(MIN_POSITION) {
+        items.push(String::from_utf8_lossy(value.as_bytes()));
+    }
+    Ok(Wanted {
+        minimum: Minimum::parse(&items.join(","), &api.config.sources)
+            .map_err(Problem::InvalidMinPosition)?,
+        wait: Duration::from_millis(wait_ms),
+    })
+}
+
+/// One row has one URL: no plus, no leading zeros.
+fn parse_id(text: &str) -> Result<i64, Problem> {
+    text.parse()
+        .ok()
+        .filter(|id: &i64| id.to_string() == text)
+        .ok_or_else(|| Problem::InvalidId {
+            given: text.to_owned(),
+        })
+}
+
+fn is_plain_number(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::Request;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(query: &str) -> Result<Given, Problem> {
+        let request = Request::builder()
+            .uri(format!("/v1/orders?{query}"))
+            .body(())
+            .unwrap();
+        Given::read(&request.into_parts().0, OF_LIST)
+    }
+
+    proptest! {
+        #[test]
+        fn any_query_is_read_or_refused(query in "[a-z_=&%+0-9]{0,60}") {
+            if let Ok(given) = read(&query) {
+                let _ = given.number("limit", 1..=1000, 50);
+            }
+        }
+
+        #[test]
+        fn a_number_in_bounds_is_taken(limit in 1_u64..=1000) {
+            let given = read(&format!("limit={limit}")).unwrap();
+            prop_assert_eq!(given.number("limit", 1..=1000, 50), Ok(limit));
+        }
+
+        #[test]
+        fn an_id_is_written_in_one_way(id: i64) {
+            prop_assert_eq!(parse_id(&id.to_string()), Ok(id));
+            let (padded, signed) = (format!("0{id}"), format!("+{id}"));
+            prop_assert!(parse_id(&padded).is_err());
+            prop_assert!(parse_id(&signed).is_err());
+        }
+    }
+
+    #[test]
+    fn numbers_out_of_bounds_are_refused() {
+        for value in [
+            "0",
+            "1001",
+            "4294967295",
+            "99999999999999999999",
+            "-1",
+            "+5",
+            "5.0",
+            "",
+            "x",
+        ] {
+            let query = format!("limit={}", value.replace('+', "%2B"));
+            let given = read(&query).unwrap();
+            assert!(given.number("limit", 1..=1000, 50).is_err(), "{value:?}");
+        }
+    }
+
+    #[test]
+    fn unknown_and_repeated_parameters_are_named() {
+        let problem = |query: &str| read(query).err().map(|problem| problem.code());
+        assert_eq!(problem("limt=5"), Some("unknown_parameter"));
+        assert_eq!(problem("limit=5&limit=5"), Some("duplicate_parameter"));
+        assert_eq!(problem("limit=5&cursor=x&max_wait_ms=0"), None);
+    }
+}
