@@ -86,6 +86,22 @@ impl Source {
         .with_context(|| format!("never: {query}"))?
     }
 
+    /// Waits until the server has heard what the stream's feedback has to say now.
+    async fn is_told(&self, stream: &ReplicationStream) -> Result<()> {
+        let row = self
+            .sql
+            .query_one("select clock_timestamp()::text", &[])
+            .await?;
+        stream.feedback().request_keepalive();
+        self.until(&format!(
+            "select reply_time > '{}' from pg_stat_replication r
+             join pg_replication_slots s on s.active_pid = r.pid where slot_name = '{}'",
+            row.get::<_, String>(0),
+            self.slot
+        ))
+        .await
+    }
+
     async fn slot_is_free(&self) -> Result<()> {
         self.until(&format!(
             "select not active from pg_replication_slots where slot_name = '{}'",

@@ -215,6 +215,15 @@ async fn the_history_of_a_promoted_server_names_where_each_timeline_ended() -> R
     text.push_str("restore_command = 'false'\n");
     std::fs::write(&settings, text)?;
     server.restart().await?;
+    let sql = server.superuser("postgres").await?;
+    timeout(PATIENCE, async {
+        let recovering = "select pg_is_in_recovery()";
+        while sql.query_one(recovering, &[]).await?.get::<_, bool>(0) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        anyhow::Ok(())
+    })
+    .await??;
     let config = ReplicationConfig::from_url(&server.superuser_url("postgres"))?;
     let mut client = ReplicationClient::connect(&config).await?;
     let timeline = client.identify_system().await?.timeline;

@@ -28,7 +28,7 @@ async fn a_transaction_arrives_as_it_was_written() -> Result<()> {
     let end = source.wal_end().await?;
     let mut stream = source.stream().await?;
     let (changes, end_lsn) = next_transaction(&mut stream).await?;
-    assert_eq!(end_lsn, end, "a commit's end is what its writer was told");
+    assert!(end_lsn <= end, "other tests write to the same server");
     let [first, second, renamed, rekeyed, deleted] = &changes[..] else {
         bail!("{changes:?}");
     };
@@ -171,7 +171,7 @@ async fn no_setting_of_the_source_shows_in_a_value() -> Result<()> {
              create table odd (id int primary key, at timestamptz, span interval, raw bytea,
                number float8);
              alter publication tributary add table odd;
-             insert into odd values (1, '2020-02-03 04:05:06.7+00', '1 year 2 days', 'a\\000b', 0.1 + 0.2);",
+             insert into odd values (1, '2020-02-03 04:05:06.7+00', '1 year 2 days', 'a\\000b', 0.1::float8 + 0.2::float8);",
         )
         .await?;
     let mut stream = source.stream().await?;
@@ -198,11 +198,12 @@ async fn keepalives_carry_the_position_of_an_idle_source() -> Result<()> {
     let mut stream = source.stream().await?;
     let mut waits = Vec::new();
     for _ in 0..20 {
+        let begun = Instant::now();
         source
             .sql
             .batch_execute("insert into unpublished values (1)")
             .await?;
-        let (target, begun) = (source.wal_end().await?, Instant::now());
+        let target = source.wal_end().await?;
         loop {
             let event = next(&mut stream).await?;
             let Message::Keepalive { wal_end, .. } = event.message else {
@@ -216,13 +217,9 @@ async fn keepalives_carry_the_position_of_an_idle_source() -> Result<()> {
         waits.push(begun.elapsed());
     }
     waits.sort();
-    eprintln!(
-        "a keepalive after {:?} at the median",
-        waits[waits.len() / 2]
-    );
     assert!(
         waits[waits.len() / 2].as_millis() < 100,
-        "keepalives wait for something: {waits:?}"
+        "from the change to its keepalive: {waits:?}"
     );
     Ok(())
 }
@@ -259,10 +256,8 @@ async fn what_is_confirmed_is_remembered_and_not_sent_again() -> Result<()> {
     let (_, first_end) = next_transaction(&mut stream).await?;
     let (_, second_end) = next_transaction(&mut stream).await?;
     assert!(first_end < second_end);
-    // Statuses went out (a keepalive was asked for and came), but nothing was confirmed.
-    stream.feedback().request_keepalive();
-    next(&mut stream).await?;
-    assert_eq!(source.confirmed().await?, before);
+    source.is_told(&stream).await?;
+    assert_eq!(source.confirmed().await?, before, "nothing was confirmed");
     stream.feedback().confirm(first_end);
     let slot = &source.slot;
     let reached = |lsn: Lsn| {
@@ -272,8 +267,7 @@ async fn what_is_confirmed_is_remembered_and_not_sent_again() -> Result<()> {
     };
     source.until(&reached(first_end)).await?;
     stream.feedback().confirm(before);
-    stream.feedback().request_keepalive();
-    next(&mut stream).await?;
+    source.is_told(&stream).await?;
     assert_eq!(
         source.confirmed().await?,
         first_end,
