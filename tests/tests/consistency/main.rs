@@ -1,4 +1,7 @@
 //! Tests of the whole stack that try to break what must always hold, with processes killed,
 //! paused and cut off. Each has databases, topics and processes of its own.
 
+mod contract;
+mod slot;
 mod workload;
+mod zombie;

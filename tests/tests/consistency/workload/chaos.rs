@@ -78,4 +78,24 @@ pub(super) async fn run(
 }
 
 /// Fault points by the beginning of a service's name.
-const POINTS: [(&str, &[&str]); 3] = [("connector", &[]), ("aggregator", &[]), ("api", &[])];
+const POINTS: [(&str, &[&str]); 3] = [
+    (
+        "connector",
+        &[
+            "connector.after_send",
+            "connector.before_commit",
+            "connector.after_commit",
+            "connector.after_chunk",
+        ],
+    ),
+    (
+        "aggregator",
+        &[
+            "aggregator.after_mirror",
+            "aggregator.before_fence",
+            "aggregator.before_commit",
+            "aggregator.after_commit",
+        ],
+    ),
+    ("api", &["api.before_position_moves"]),
+];

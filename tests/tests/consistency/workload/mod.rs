@@ -58,9 +58,17 @@ async fn start() -> Result<Stack> {
     .await
 }
 
-/// Bounds so small that a large source transaction spans several Kafka transactions.
+/// Bounds so small that a large source transaction spans several Kafka transactions, a table
+/// several chunks, and a checkpoint several steps of the aggregator.
 fn settings() -> Vec<(String, String, toml::Value)> {
-    Vec::new()
+    [
+        ("connector", "stream.kafka_transaction_events_max", 400),
+        ("connector", "stream.kafka_transaction_ms_max", 1_000),
+        ("connector", "reads.chunk_rows", 300),
+        ("aggregator", "apply.step_events_max", 500),
+    ]
+    .map(|(service, key, value)| (service.to_owned(), key.to_owned(), value.into()))
+    .into()
 }
 
 async fn run(stack: &Arc<Stack>, seed: u64, kills: u32) -> Result<()> {
