@@ -1,0 +1,24 @@
+# Two commands matter: `make run` and `make test`. Both install what they need on Debian 12.
+
+.DEFAULT_GOAL := help
+scripts := fixtures/install
+
+.PHONY: help
+help: ## lists every target
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: run
+run: ## installs, builds and runs everything; Ctrl-C stops it (LOCAL_DIR=, SIMULATE_RATE=)
+	@exec $(scripts)/run.sh
+
+.PHONY: test
+test: ## format, lints and all tests, on servers that they start; ends with counts
+	@exec $(scripts)/test.sh
+
+.PHONY: install
+install: ## installs and downloads what run and test need, and nothing else
+	@exec $(scripts)/install.sh test
+
+.PHONY: reset
+reset: ## wipes the data of the local environment (LOCAL_DIR=), not the downloads
+	@exec $(scripts)/reset.sh
