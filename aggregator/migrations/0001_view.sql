@@ -5,7 +5,7 @@
 -- The view's one revision: who wrote last, and the number of its view transaction. Each view
 -- transaction moves this row from what its writer read or made last, or fails.
 CREATE TABLE aggregator.fence (
-    only boolean PRIMARY KEY DEFAULT true CHECK (only),
+    single boolean PRIMARY KEY DEFAULT true CHECK (single),
     writer bigint NOT NULL,
     number bigint NOT NULL
 );
@@ -37,16 +37,16 @@ CREATE TABLE aggregator.degraded (
 CREATE INDEX ON aggregator.degraded (source, "table", key);
 
 -- A time as the API writes it: UTC, microseconds, ISO 8601 for years outside 1 to 9999.
-CREATE FUNCTION aggregator.iso_time(time timestamptz) RETURNS text LANGUAGE sql STABLE AS $$
+CREATE FUNCTION aggregator.iso_time(at timestamptz) RETURNS text LANGUAGE sql STABLE AS $$
     SELECT CASE
-        WHEN extract(year FROM time AT TIME ZONE 'UTC') BETWEEN 1 AND 9999
-        THEN to_char(time AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
-        WHEN extract(year FROM time AT TIME ZONE 'UTC') > 9999
-        THEN to_char(time AT TIME ZONE 'UTC', '"+"YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+        WHEN extract(year FROM at AT TIME ZONE 'UTC') BETWEEN 1 AND 9999
+        THEN to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+        WHEN extract(year FROM at AT TIME ZONE 'UTC') > 9999
+        THEN to_char(at AT TIME ZONE 'UTC', '"+"YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
         -- 1 BC is the year 0 there.
-        ELSE CASE WHEN extract(year FROM time AT TIME ZONE 'UTC') < -1 THEN '-' ELSE '' END
-            || to_char(-1 - extract(year FROM time AT TIME ZONE 'UTC'), 'FM0000')
-            || to_char(time AT TIME ZONE 'UTC', '-MM-DD"T"HH24:MI:SS.US"Z"')
+        ELSE CASE WHEN extract(year FROM at AT TIME ZONE 'UTC') < -1 THEN '-' ELSE '' END
+            || to_char(-1 - extract(year FROM at AT TIME ZONE 'UTC'), 'FM0000')
+            || to_char(at AT TIME ZONE 'UTC', '-MM-DD"T"HH24:MI:SS.US"Z"')
     END
 $$;
 

@@ -17,14 +17,6 @@ pub struct Config {
     #[serde(default = "all_sources")]
     #[garde(length(min = 1), inner(custom(is_source)))]
     pub sources: Vec<String>,
-    /// Roles that may read the unified tables. They must exist. Default none.
-    #[serde(default)]
-    #[garde(skip)]
-    pub readers: Vec<String>,
-    /// Roles that capture the unified tables. They must exist. Default none.
-    #[serde(default)]
-    #[garde(skip)]
-    pub replicators: Vec<String>,
     #[garde(skip)]
     pub view: ViewConfig,
     #[garde(dive)]
@@ -45,6 +37,12 @@ pub struct Config {
 pub struct ViewConfig {
     /// `postgres://USER:PASSWORD@HOST:PORT/DATABASE` of the database's owner.
     pub url: SecretString,
+    /// Roles that may read the unified tables. They must exist. Default none.
+    #[serde(default)]
+    pub readers: Vec<String>,
+    /// Roles that capture the unified tables. They must exist. Default none.
+    #[serde(default)]
+    pub replicators: Vec<String>,
 }
 
 /// The bounds of what is read ahead and applied at once.

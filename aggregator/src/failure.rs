@@ -15,7 +15,7 @@ pub enum Failure {
     /// The session that holds the advisory lock ended, or has not answered in time.
     #[error("the view database's lock was lost")]
     LockLost,
-    #[error("cannot {doing}: {source}")]
+    #[error("cannot {doing}")]
     Database {
         doing: &'static str,
         #[source]
@@ -33,6 +33,19 @@ impl Failure {
             Self::Prerequisite(_) => true,
             Self::Fenced | Self::LockLost | Self::Database { .. } | Self::TaskEnded => false,
         }
+    }
+
+    /// The whole story in a line: each cause after the one that it led to.
+    #[must_use]
+    pub fn in_words(&self) -> String {
+        let mut words = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            words.push_str(": ");
+            words.push_str(&error.to_string());
+            cause = error.source();
+        }
+        words
     }
 
     /// A database's refusal, as a prerequisite where the operator has to act.

@@ -16,9 +16,9 @@ pub mod failure;
 pub mod ingest;
 pub mod life;
 mod lock;
-pub mod migrations;
+mod migrations;
 pub mod mirror;
-pub mod session;
+mod session;
 mod telemetry;
 pub mod view;
 

@@ -14,9 +14,7 @@ use crate::config::Config;
 use crate::failure::Failure;
 use crate::ingest::{Change, Feeds, Item, Options};
 use crate::lock::Lock;
-use crate::migrations::migrate;
-use crate::session::Session;
-use crate::view::{self, Moved, Part, View};
+use crate::view::{Moved, Part, View};
 
 /// The waits before the next life, and before a source is followed again.
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);
@@ -48,12 +46,13 @@ pub async fn run(
         if began.elapsed() > BACKOFF_MAX {
             backoff.reset();
         }
-        let wait = backoff.wait();
+        let (wait, words) = (backoff.wait(), failure.in_words());
         tracing::warn!(
-            error = %failure,
-            "starts anew in {} ms: {failure}", wait.as_millis()
+            error = words,
+            "starts anew in {} ms: {words}",
+            wait.as_millis()
         );
-        health.not_ready(failure.to_string());
+        health.not_ready(words);
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
             () = tokio::time::sleep(wait) => {}
@@ -66,17 +65,9 @@ async fn live(config: &Config, health: &Health) -> Result<std::convert::Infallib
     let silence_max = config.apply.silence_max();
     let lock = Lock::acquire(&config.view.url, silence_max, health).await?;
     health.not_ready("takes the view over");
-    let mut settings = view::session_settings();
-    // A paused writer must not keep the fence's row locked.
-    settings.push(format!(
-        "idle_in_transaction_session_timeout = {}",
-        silence_max.as_millis()
-    ));
-    let session = Session::open(&config.view.url, "aggregator", &settings).await?;
     let lost = lock.keep();
     let work = async {
-        migrate(&session.client, &config.readers, &config.replicators).await?;
-        let view = View::take_over(session, &config.sources).await?;
+        let view = View::open(&config.view, &config.sources, silence_max).await?;
         let options = Options {
             kafka: config.kafka.clone(),
             apply: config.apply.clone(),

@@ -28,10 +28,8 @@ const OWN: &str = "
     )";
 
 /// Applies what is missing, each in a transaction of its own, and lets the roles read.
-///
-/// # Errors
-/// Where a role is missing, the schema is another version's, or the database refuses.
-pub async fn migrate(
+/// Fails where a role is missing, the schema is another version's, or the database refuses.
+pub(crate) async fn migrate(
     client: &Client,
     readers: &[String],
     replicators: &[String],

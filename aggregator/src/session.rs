@@ -16,7 +16,7 @@ const VERSION_MIN: i32 = 180_000;
 
 /// One connection; it closes when this is dropped.
 #[derive(Debug)]
-pub struct Session {
+pub(crate) struct Session {
     pub(crate) client: Client,
     connection: JoinHandle<()>,
 }

@@ -246,8 +246,9 @@ fn read(source: &str, step: Step) -> Item {
     }
 }
 
-/// The events of mirrored tables, read.
-pub(crate) fn changes(source: &str, events: &[Event]) -> Vec<Change> {
+/// The events of mirrored tables, read. Others are skipped.
+#[must_use]
+pub fn changes(source: &str, events: &[Event]) -> Vec<Change> {
     let lone_tombstones = service::fault::in_force("lone_tombstone");
     events
         .iter()

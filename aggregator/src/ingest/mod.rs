@@ -5,4 +5,5 @@ mod decode;
 mod feed;
 
 pub use decode::{Change, Key, Record, What, decode};
+pub use feed::changes;
 pub(crate) use feed::{Feeds, Item, Options};

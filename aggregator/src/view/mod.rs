@@ -20,6 +20,7 @@ mod touched;
 mod transactions;
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use futures_util::try_join;
@@ -29,8 +30,10 @@ use tokio_postgres::Client;
 
 pub use positions::{Moved, Revision};
 
+use crate::config::ViewConfig;
 use crate::failure::Failure;
 use crate::ingest::{Change, Key, What};
+use crate::migrations::migrate;
 use crate::mirror::{Changed, State, Table};
 use crate::session::Session;
 use customers::Contribution;
@@ -53,12 +56,6 @@ pub struct View {
     open: bool,
 }
 
-/// What the session that is given to [`View::take_over`] must have SET.
-#[must_use]
-pub fn session_settings() -> Vec<String> {
-    statements::SETTINGS.map(str::to_owned).to_vec()
-}
-
 /// A checkpoint of a source, or the last part of one, with its events.
 #[derive(Debug)]
 pub struct Part {
@@ -67,11 +64,28 @@ pub struct Part {
 }
 
 impl View {
-    /// Takes the view over: its owner holds the lock, and the migrations have run.
+    /// Connects, migrates and takes over; the caller holds the lock. From here on whoever wrote
+    /// before fails at the fence.
     ///
     /// # Errors
     /// What the database refuses.
-    pub async fn take_over(session: Session, sources: &[String]) -> Result<Self, Failure> {
+    pub async fn open(
+        config: &ViewConfig,
+        sources: &[String],
+        silence_max: Duration,
+    ) -> Result<Self, Failure> {
+        let mut settings = statements::SETTINGS.map(str::to_owned).to_vec();
+        // A paused writer must not keep the fence's row locked.
+        let silence_max_ms = silence_max.as_millis();
+        settings.push(format!(
+            "idle_in_transaction_session_timeout = {silence_max_ms}"
+        ));
+        let session = Session::open(&config.url, "aggregator", &settings).await?;
+        migrate(&session.client, &config.readers, &config.replicators).await?;
+        Self::take_over(session, sources).await
+    }
+
+    async fn take_over(session: Session, sources: &[String]) -> Result<Self, Failure> {
         let doing = Failure::database("take the view over");
         let taken = async {
             let client = &session.client;
