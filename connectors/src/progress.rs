@@ -144,10 +144,16 @@ impl Progress {
 
     // -- the stream ----------------------------------------------------------------------
 
-    /// A BEGIN: the transaction's commit record begins at `commit_lsn`.
-    ///
-    /// The log comes in the order of commit records, so everything that committed below
-    /// `commit_lsn` has been sent; that much of `reach` is passed.
+    /// A BEGIN, whose transaction's commit record begins at `commit_lsn`: the log comes in the
+    /// order of commit records, so everything that committed below has been sent. That much of
+    /// `reach` is passed.
+    pub fn pass(&mut self, commit_lsn: Lsn) {
+        if self.position < self.reach && self.reach <= commit_lsn {
+            self.move_to(self.reach);
+        }
+    }
+
+    /// The same BEGIN, after [`Progress::pass`].
     ///
     /// Whether the slot sends the transaction again would follow from where its commit *ends*,
     /// which only COMMIT tells. Where it begins decides the same. A position is a border
@@ -158,9 +164,6 @@ impl Progress {
     /// COMMIT came before it and moved the position further. So no position is inside a commit
     /// record: `commit_lsn < position` means `end_lsn <= position`.
     pub fn begin(&mut self, commit_lsn: Lsn) -> Disposition {
-        if self.position < self.reach && self.reach <= commit_lsn {
-            self.move_to(self.reach);
-        }
         self.in_transaction = true;
         if commit_lsn < self.resent_below {
             return Disposition::Drop;
@@ -364,6 +367,11 @@ impl Progress {
     #[must_use]
     pub fn in_transaction(&self) -> bool {
         self.in_transaction
+    }
+
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.epoch
     }
 
     #[must_use]

@@ -78,7 +78,7 @@ impl Catalog {
                 continue;
             };
             let sql = format!(
-                "SELECT c.oid, i.indkey::int2[] \
+                "SELECT c.oid \
                  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                  JOIN pg_index i ON i.indrelid = c.oid AND i.indisprimary \
                  WHERE n.nspname = {} AND c.relname = {}",
@@ -162,24 +162,24 @@ impl Catalog {
         if type_oid < FIRST_NORMAL_OID {
             return Ok(Kind::of(type_oid, type_modifier));
         }
-        if !self.bases.contains_key(&type_oid) {
-            let sql = format!(
-                "WITH RECURSIVE made AS ( \
-                     SELECT oid, typtype, typbasetype, typtypmod, typcategory FROM pg_type WHERE oid = {type_oid} \
-                     UNION ALL SELECT t.oid, t.typtype, t.typbasetype, \
-                         CASE WHEN m.typtypmod >= 0 THEN m.typtypmod ELSE t.typtypmod END, t.typcategory \
-                     FROM made m JOIN pg_type t ON t.oid = m.typbasetype) \
-                 SELECT CASE WHEN typtype = 'e' THEN 25 ELSE oid::int8 END, typtypmod \
-                 FROM made WHERE typtype <> 'd'"
-            );
-            // An enum's label is a text like any other; a type that is gone is known as none.
-            let base = match session.rows(DOING, &sql).await?.first() {
-                Some(row) => (session::get(DOING, row, 0)?, session::get(DOING, row, 1)?),
-                None => (0, -1),
-            };
-            self.bases.insert(type_oid, base);
+        if let Some((base, modifier)) = self.bases.get(&type_oid) {
+            return Ok(Kind::of(*base, *modifier));
         }
-        let (base, modifier) = self.bases.get(&type_oid).copied().unwrap_or((0, -1));
+        let sql = format!(
+            "WITH RECURSIVE made AS ( \
+                 SELECT oid, typtype, typbasetype, typtypmod FROM pg_type WHERE oid = {type_oid} \
+                 UNION ALL SELECT t.oid, t.typtype, t.typbasetype, \
+                     CASE WHEN m.typtypmod >= 0 THEN m.typtypmod ELSE t.typtypmod END \
+                 FROM made m JOIN pg_type t ON t.oid = m.typbasetype) \
+             SELECT CASE WHEN typtype = 'e' THEN 25 ELSE oid::int8 END, typtypmod \
+             FROM made WHERE typtype <> 'd'"
+        );
+        // An enum's label is a text like any other; a type that is gone is known as none.
+        let (base, modifier) = match session.rows(DOING, &sql).await?.first() {
+            Some(row) => (session::get(DOING, row, 0)?, session::get(DOING, row, 1)?),
+            None => (0, -1),
+        };
+        self.bases.insert(type_oid, (base, modifier));
         Ok(Kind::of(base, modifier))
     }
 

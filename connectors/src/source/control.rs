@@ -133,6 +133,17 @@ impl Control {
         session::get(doing, &row, 0)
     }
 
+    /// Where the next WAL record goes now.
+    ///
+    /// # Errors
+    /// Where the session is lost.
+    pub async fn inserted(&self) -> Result<Lsn, SourceError> {
+        let doing = "ask how far the WAL is written";
+        let sql = "SELECT pg_current_wal_insert_lsn()";
+        let row = self.session.row(doing, sql).await?;
+        session::get(doing, &row, 0)
+    }
+
     /// The slot as it is now; none: there is no such slot.
     ///
     /// # Errors

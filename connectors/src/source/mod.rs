@@ -8,9 +8,11 @@ pub mod check;
 pub mod control;
 pub mod session;
 pub mod snapshot;
+pub mod wal;
 
 pub use catalog::{Catalog, Table};
 pub use check::{Fault, check};
 pub use control::{Control, Pulse};
 pub use session::{Session, SourceError, identifier, literal};
-pub use snapshot::Snapshot;
+pub use snapshot::{Snapshot, Unsettled};
+pub use wal::WalLayout;

@@ -1,0 +1,95 @@
+//! What ends a life of the connector, and what becomes of it.
+
+use std::fmt::Write as _;
+
+use kafka::follower::FollowerError;
+use kafka::producer::ProducerError;
+use kafka::topic::TopicError;
+
+use crate::replication::ReplicationError;
+use crate::source::SourceError;
+use crate::source::check::CheckError;
+
+/// Why a life ended; one variant for whom it was with.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LifeError {
+    #[error(transparent)]
+    Check(#[from] CheckError),
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    #[error(transparent)]
+    Replication(#[from] ReplicationError),
+    #[error(transparent)]
+    Producer(#[from] ProducerError),
+    #[error(transparent)]
+    Topic(#[from] TopicError),
+    #[error(transparent)]
+    Follower(#[from] FollowerError),
+    #[error("the advisory lock is lost: its session with the source ended")]
+    LockLost,
+    #[error(
+        "an event of {table} with the key {key} is larger than topic {topic} takes; raise \
+         max.message.bytes of the topic (and message.max.bytes of the brokers)"
+    )]
+    TooLarge {
+        table: String,
+        topic: String,
+        key: String,
+        #[source]
+        source: Box<ProducerError>,
+    },
+    #[error("a change of {table} lacks {column} of its primary key: the key was altered")]
+    KeyAltered { table: String, column: String },
+    #[error("a read view of {table} met another file of the table {tries} times")]
+    TableKeepsMoving { table: String, tries: u32 },
+    #[error("the stream broke its order: {0}")]
+    Order(&'static str),
+}
+
+/// What is done about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Remedy {
+    /// A new life after a while.
+    TryAgain,
+    /// Somebody has to put something right first: the process ends.
+    Stop,
+}
+
+impl LifeError {
+    /// The one place where it is decided.
+    #[must_use]
+    pub(crate) fn remedy(&self) -> Remedy {
+        match self {
+            Self::Check(CheckError::Faults(_)) => Remedy::Stop,
+            Self::Topic(error) if error.is_setup() => Remedy::Stop,
+            Self::Producer(error) if error.is_setup() && !error.is_too_large() => Remedy::Stop,
+            // What the source refuses for good, the next life's check says as a fault.
+            Self::Check(CheckError::Source(_))
+            | Self::Source(_)
+            | Self::Replication(_)
+            | Self::Producer(_)
+            | Self::Topic(_)
+            | Self::Follower(_)
+            | Self::LockLost
+            | Self::TooLarge { .. }
+            | Self::KeyAltered { .. }
+            | Self::TableKeepsMoving { .. }
+            | Self::Order(_) => Remedy::TryAgain,
+        }
+    }
+
+    /// The whole chain of reasons, each said once.
+    #[must_use]
+    pub(crate) fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut next = std::error::Error::source(self);
+        while let Some(error) = next {
+            let reason = error.to_string();
+            if !text.contains(&reason) {
+                _ = write!(text, ": {reason}");
+            }
+            next = error.source();
+        }
+        text
+    }
+}

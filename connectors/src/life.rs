@@ -1,0 +1,390 @@
+//! One life of a connector: takeover, then the stream until something is lost.
+//!
+//! Takeover takes in this order: the advisory lock, the slot, the transactional id, the last
+//! record. Each step makes the ones before it safe to rely on: with the lock nobody healthy is
+//! disturbed; with the slot no predecessor receives anything new; after `init_transactions` no
+//! predecessor can commit what it had received; so the record read last is the last.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use kafka::follower::last_record;
+use kafka::producer::Producer;
+use kafka::topic::{self, Topics};
+use kafka::{Checkpoint, Lsn};
+use metrics::counter;
+use service::fault::{self, in_force};
+use tokio::sync::watch;
+use tokio_postgres::error::SqlState;
+use tokio_util::sync::CancellationToken;
+
+use crate::captured::Captured;
+use crate::config::{ConnectorConfig, split_qualified};
+use crate::deliver::Delivery;
+use crate::epoch::{self, Server, Slot};
+use crate::error::LifeError;
+use crate::progress::{Identity, Progress};
+use crate::replication::{
+    Feedback, ReplicationClient, ReplicationConfig, ReplicationError, ReplicationStream,
+};
+use crate::snapshot::holes::Holes;
+use crate::snapshot::reconcile::Scan;
+use crate::snapshot::view::Settling;
+use crate::source::catalog::TableColumn;
+use crate::source::{Catalog, Control, Pulse, Session, Unsettled, WalLayout};
+use crate::status::{State, StatusBoard, names};
+use crate::stream::Transaction;
+
+/// Between two tries to take a slot that somebody still holds.
+const SLOT_RETRY: Duration = Duration::from_millis(100);
+
+/// Everything that a leader holds. Dropping it gives all of it up.
+#[derive(Debug)]
+pub(crate) struct Life<'a> {
+    pub(crate) config: &'a ConnectorConfig,
+    pub(crate) status: &'a StatusBoard,
+    pub(crate) database: String,
+    pub(crate) control: Control,
+    pub(crate) pulse: watch::Receiver<Pulse>,
+    pub(crate) wal: WalLayout,
+    pub(crate) stream: ReplicationStream,
+    pub(crate) feedback: Feedback,
+    pub(crate) topics: Topics,
+    pub(crate) delivery: Delivery,
+    pub(crate) progress: Progress,
+    pub(crate) catalog: Catalog,
+    /// Tables by the id that the stream calls them; none: not captured.
+    pub(crate) relations: HashMap<u32, Option<Arc<Captured>>>,
+    /// Each table's columns as the stream, or at first the catalog, said last.
+    pub(crate) column_types: HashMap<String, Vec<TableColumn>>,
+    pub(crate) transaction: Option<Transaction>,
+    /// The session of chunks, reconciliation and catalog.
+    pub(crate) reads: Arc<Session>,
+    /// The session whose read view is kept.
+    pub(crate) hole_reads: Arc<Session>,
+    pub(crate) holes: Holes,
+    pub(crate) unsettled: Unsettled,
+    pub(crate) settling: Settling,
+    pub(crate) scan: Option<Scan>,
+    pub(crate) read_again_at: Instant,
+    pub(crate) recorded_at: Instant,
+    pub(crate) recorded: Lsn,
+}
+
+/// Lives until something is lost, or until `shutdown`.
+pub(crate) async fn live(
+    config: &ConnectorConfig,
+    status: &StatusBoard,
+    shutdown: &CancellationToken,
+) -> Result<(), LifeError> {
+    counter!(names::LIVES).increment(1);
+    status.set(State::Connecting, None);
+    let postgres = config
+        .postgres
+        .parse()
+        .map_err(crate::source::SourceError::Url)?;
+    let control = Control::take_lock(&postgres, &config.postgres, || {
+        tracing::info!("another connector of this source leads; waiting for its lock");
+        status.set(State::WaitingForLock, None);
+    })
+    .await?;
+    fault::point("connector.after_lock").await;
+    status.set(State::Connecting, None);
+    let lost = control.lost();
+    let life = async {
+        let mut life = Box::pin(Life::take_over(config, status, &postgres, control)).await?;
+        let followed = Box::pin(life.follow(shutdown)).await;
+        if let Err(error) = life.delivery.abort().await {
+            // What was open ends by its timeout, or by the successor's hand.
+            tracing::debug!(%error, "cannot abort the open transaction");
+        }
+        followed
+    };
+    tokio::select! {
+        ended = life => ended,
+        () = lost.cancelled() => Err(LifeError::LockLost),
+    }
+}
+
+impl<'a> Life<'a> {
+    async fn take_over(
+        config: &'a ConnectorConfig,
+        status: &'a StatusBoard,
+        postgres: &tokio_postgres::Config,
+        control: Control,
+    ) -> Result<Self, LifeError> {
+        let reads = read_session(config, postgres).await?;
+        let hole_reads = read_session(config, postgres).await?;
+        let publication = &config.postgres.publication;
+        let catalog = Catalog::read(&reads, publication, &config.tables).await?;
+        let wal = WalLayout::read(&reads).await?;
+        let topics = Topics::connect(&config.kafka)?;
+        topics
+            .ensure(&topic_names(config), &checkpoint_topic(config))
+            .await?;
+
+        let mut early_producer = None;
+        if !in_force("slot_before_init") {
+            early_producer = Some(connect_producer(config).await?);
+        }
+        let replication = replication_config(config, postgres)?;
+        let taken = take_slot(config, status, &replication, &control).await?;
+        fault::point("connector.after_slot").await;
+        let mut early_last = None;
+        if !in_force("init_before_last") {
+            early_last = Some(last_record(&config.kafka, &config.source).await?);
+        }
+        let producer = match early_producer {
+            Some(producer) => producer,
+            None => connect_producer(config).await?,
+        };
+        fault::point("connector.after_init").await;
+        let last = match early_last {
+            Some(last) => last,
+            None => last_record(&config.kafka, &config.source).await?,
+        };
+
+        let server = Server {
+            flushed: control.flushed().await?,
+            ..taken.server
+        };
+        let (progress, stream, begun) =
+            match epoch::lasts(last.as_ref(), taken.slot, &server) {
+                Ok(last) => {
+                    let tables = catalog.columns_by_table();
+                    let progress = Progress::resume(last, server.identity, &tables);
+                    (progress, taken.stream, false)
+                }
+                Err(reason) => {
+                    tracing::warn!(%reason, "a new epoch begins: {reason}");
+                    let (progress, stream) = begin_epoch(
+                        config, &replication, &catalog, &topics, last.as_ref(), &server, taken.stream,
+                    )
+                    .await?;
+                    (progress, Some(stream), true)
+                }
+            };
+        let stream = stream.ok_or(LifeError::Order("an epoch lasts without a slot"))?;
+        let mut unsettled = Unsettled::default();
+        if in_force("settle_predecessors") {
+            unsettled = Unsettled::predecessors(&control.feel().await?.snapshot);
+        }
+        let column_types = catalog
+            .tables
+            .iter()
+            .map(|(name, table)| (name.clone(), table.columns.clone()))
+            .collect();
+        let now = Instant::now();
+        let mut life = Self {
+            config,
+            status,
+            database: postgres.get_dbname().unwrap_or_default().to_owned(),
+            pulse: control.pulse(),
+            control,
+            wal,
+            feedback: stream.feedback(),
+            stream,
+            topics,
+            delivery: Delivery::new(producer, checkpoint_topic(config)),
+            recorded: progress.position(),
+            progress,
+            catalog,
+            relations: HashMap::new(),
+            column_types,
+            transaction: None,
+            reads,
+            hole_reads,
+            holes: Holes::default(),
+            unsettled,
+            settling: Settling::default(),
+            scan: None,
+            read_again_at: now,
+            recorded_at: now,
+        };
+        life.begin_streaming(begun).await?;
+        Ok(life)
+    }
+
+    /// The first record: of a new epoch at once, so that every successor knows of it; else it
+    /// says that somebody writes again.
+    async fn begin_streaming(&mut self, begun: bool) -> Result<(), LifeError> {
+        let epoch = self.progress.epoch();
+        let position = self.progress.position();
+        if begun {
+            tracing::info!(epoch, %position, "epoch {epoch} begins at {position}; all tables are read");
+        } else {
+            tracing::info!(epoch, %position, "epoch {epoch} goes on at {position}");
+        }
+        self.record().await
+    }
+}
+
+/// The slot, taken or not, and what the server said of itself before.
+struct Taken {
+    server: Server,
+    slot: Option<Slot>,
+    stream: Option<ReplicationStream>,
+}
+
+/// Takes the slot. One that is in use may be a predecessor's, whose connection the server has
+/// not given up yet: said once, then waited for.
+async fn take_slot(
+    config: &ConnectorConfig,
+    status: &StatusBoard,
+    replication: &ReplicationConfig,
+    control: &Control,
+) -> Result<Taken, LifeError> {
+    let name = &config.postgres.slot;
+    let mut said = false;
+    loop {
+        let mut client = ReplicationClient::connect(replication).await?;
+        let identity = client.identify_system().await?;
+        let history = client.timeline_history(identity.timeline).await?;
+        let server = Server {
+            identity: Identity {
+                system_identifier: identity.system_identifier,
+                timeline: identity.timeline,
+            },
+            history,
+            flushed: identity.flushed,
+        };
+        if !control.slot(name).await?.is_some_and(|slot| slot.valid) {
+            return Ok(Taken {
+                server,
+                slot: None,
+                stream: None,
+            });
+        }
+        match client.start(name, &config.postgres.publication).await {
+            Ok(stream) => {
+                let slot = control.slot(name).await?.and_then(|slot| slot.usable());
+                return Ok(Taken {
+                    server,
+                    slot,
+                    stream: slot.is_some().then_some(stream),
+                });
+            }
+            Err(error) if is_in_use(&error) => {
+                let pid = control.slot(name).await?.and_then(|slot| slot.active_pid);
+                if !std::mem::replace(&mut said, true) {
+                    let sentence = slot_in_use(name, pid);
+                    tracing::warn!("{sentence}");
+                    status.set(State::Connecting, Some(sentence));
+                }
+                tokio::time::sleep(SLOT_RETRY).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn slot_in_use(slot: &str, pid: Option<i32>) -> String {
+    let pid = pid.map_or_else(|| "a process".to_owned(), |pid| format!("process {pid}"));
+    format!(
+        "the replication slot {slot} is in use by {pid} of the source, maybe a connector that has \
+         just ended; if it stays so, stop what uses it, or let the owner run: SELECT \
+         pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{slot}';"
+    )
+}
+
+fn is_in_use(error: &ReplicationError) -> bool {
+    error.sql_state() == Some(&SqlState::OBJECT_IN_USE)
+}
+
+/// Nothing is known any more: a new slot, all tables, and what else is in the topics.
+async fn begin_epoch(
+    config: &ConnectorConfig,
+    replication: &ReplicationConfig,
+    catalog: &Catalog,
+    topics: &Topics,
+    last: Option<&Checkpoint>,
+    server: &Server,
+    stream: Option<ReplicationStream>,
+) -> Result<(Progress, ReplicationStream), LifeError> {
+    let slot = &config.postgres.slot;
+    if let Some(stream) = stream
+        && let Err(error) = stream.close().await
+    {
+        tracing::debug!(%error, "the slot's stream did not end in order");
+    }
+    let mut client = ReplicationClient::connect(replication).await?;
+    loop {
+        match client.drop_slot(slot).await {
+            Ok(()) => break,
+            Err(error) if error.sql_state() == Some(&SqlState::UNDEFINED_OBJECT) => break,
+            Err(error) if is_in_use(&error) => tokio::time::sleep(SLOT_RETRY).await,
+            Err(error) => return Err(error.into()),
+        }
+    }
+    fault::point("connector.after_drop").await;
+    tracing::info!(slot, "making slot {slot}; it waits for every transaction that runs now");
+    let limit = Duration::from_millis(config.postgres.slot_creation_ms_max);
+    let created = client.create_slot(slot, limit).await?;
+    fault::point("connector.after_create").await;
+    let stream = client.start(slot, &config.postgres.publication).await?;
+    let mut ends = BTreeMap::new();
+    for table in &config.tables {
+        ends.insert(table.clone(), topics.ends(&table_topic(config, table)).await?);
+    }
+    let now_s = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
+    let progress = Progress::begin_epoch(
+        last,
+        now_s,
+        server.identity.clone(),
+        created.consistent_point,
+        &catalog.columns_by_table(),
+        &ends,
+    );
+    Ok((progress, stream))
+}
+
+async fn connect_producer(config: &ConnectorConfig) -> Result<Producer, LifeError> {
+    let id = topic::transactional_id(&config.kafka, &config.source);
+    Ok(Producer::connect(&config.kafka, &id).await?)
+}
+
+async fn read_session(
+    config: &ConnectorConfig,
+    postgres: &tokio_postgres::Config,
+) -> Result<Arc<Session>, LifeError> {
+    let reads = &config.reads;
+    let settings = [
+        ("lock_timeout", format!("{}ms", reads.lock_wait_ms_max)),
+        ("statement_timeout", format!("{}ms", reads.statement_ms_max)),
+        // A connector that is gone leaves no snapshot open on the source.
+        ("client_connection_check_interval", "1s".to_owned()),
+        (
+            "idle_in_transaction_session_timeout",
+            format!("{}ms", config.postgres.lock_timeout_ms.max(60_000)),
+        ),
+    ];
+    Ok(Arc::new(Session::connect(postgres, &settings).await?))
+}
+
+fn replication_config(
+    config: &ConnectorConfig,
+    postgres: &tokio_postgres::Config,
+) -> Result<ReplicationConfig, LifeError> {
+    let mut replication = ReplicationConfig::new(postgres.clone())?;
+    replication.application_name.clone_from(&config.postgres.slot);
+    replication.wal_sender_timeout = Duration::from_millis(config.postgres.slot_timeout_ms);
+    replication.buffer_bytes_max = config.postgres.buffer_bytes_max;
+    Ok(replication)
+}
+
+fn checkpoint_topic(config: &ConnectorConfig) -> String {
+    topic::checkpoint(&config.kafka, &config.source)
+}
+
+fn table_topic(config: &ConnectorConfig, qualified: &str) -> String {
+    let (schema, table) = split_qualified(qualified).unwrap_or(("", qualified));
+    topic::table(&config.kafka, &config.source, schema, table)
+}
+
+fn topic_names(config: &ConnectorConfig) -> Vec<String> {
+    let tables = config.tables.iter();
+    tables.map(|table| table_topic(config, table)).collect()
+}

@@ -1,0 +1,17 @@
+//! Reads of the source: what the log leaves out.
+//!
+//! The first snapshot, a table added or altered, a value that PostgreSQL did not resend, and
+//! the question which keys still exist. All of them are one operation, [`view::View`]: a
+//! REPEATABLE READ snapshot that shows every transaction sent so far, and an LSN taken after
+//! the read that the stream must pass before a record is a checkpoint again (`reach`).
+//!
+//! The stream stands still between a snapshot and the sending of what it showed: both happen
+//! in the one task of a life. No snapshot is held for long on the source. Rejected: one
+//! exported snapshot for the whole first read, which holds back the source's VACUUM for as
+//! long as its largest table takes and starts over with every crash.
+
+pub(crate) mod chunk;
+pub(crate) mod holes;
+pub(crate) mod reconcile;
+pub(crate) mod truncate;
+pub(crate) mod view;

@@ -1,0 +1,225 @@
+//! Reconciliation: what the topics have and the source no longer has is deleted.
+//!
+//! A new epoch does not know what was deleted while nobody looked. The connector reads its own
+//! topics, asks the source in batches which of their keys exist, and deletes the others.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use kafka::checkpoint::Reconcile;
+use kafka::follower::TopicScan;
+use service::fault;
+
+use super::chunk::{constant, list};
+use super::view::View;
+use crate::captured::{Captured, Key};
+use crate::encode::envelope::{Origin, Snapshot as SnapshotMark};
+use crate::encode::key;
+use crate::error::LifeError;
+use crate::life::Life;
+use crate::source::{Session, SourceError, identifier, session};
+
+const DOING: &str = "ask which keys exist";
+
+/// A partition being read, kept between batches.
+#[derive(Debug)]
+pub(crate) struct Scan {
+    table: String,
+    partition: i32,
+    scan: TopicScan,
+    /// Read and not compared yet: its keys, and where the scan goes on.
+    batch: Option<(BTreeSet<Bytes>, i64)>,
+}
+
+/// What the source says of a batch of keys.
+enum Existing {
+    Keys(BTreeSet<Bytes>),
+    /// The table got a new file since the snapshot, which shows it empty.
+    Moved,
+}
+
+impl Life<'_> {
+    /// Compares the next keys of a topic with the source; false if the source is in the way.
+    pub(crate) async fn reconcile_batch(&mut self, session: &Session) -> Result<bool, LifeError> {
+        let Some((table, partition, stale)) = self.progress.next_reconcile() else {
+            return Ok(true);
+        };
+        let captured = self.captured_now(table)?;
+        let (keys, next) = self.stale_keys(&captured, partition, stale).await?;
+        let Some(view) = self.try_view(session).await? else {
+            return Ok(false);
+        };
+        let Existing::Keys(existing) = existing(session, &captured, &keys).await? else {
+            View::close(session).await?;
+            return Ok(false);
+        };
+        fault::point("connector.in_reconcile").await;
+        let origin = self.origin_of_read(&view);
+        for json in keys.difference(&existing) {
+            self.delete_key(&captured, json.clone(), &origin).await?;
+        }
+        let lsn = self.lsn_of_read(session, &view).await?;
+        View::close(session).await?;
+        self.count_read(lsn).await?;
+        self.progress.reconciled(&captured.name, partition, next);
+        if let Some(scan) = &mut self.scan {
+            scan.batch = None;
+        }
+        Ok(true)
+    }
+
+    /// The next keys that a partition holds a value of, and the offset after them.
+    async fn stale_keys(
+        &mut self,
+        captured: &Captured,
+        partition: i32,
+        stale: Reconcile,
+    ) -> Result<(BTreeSet<Bytes>, i64), LifeError> {
+        let kept = self
+            .scan
+            .take()
+            .filter(|scan| scan.table == captured.name && scan.partition == partition);
+        let mut scan = match kept {
+            Some(scan) => scan,
+            None => Scan {
+                table: captured.name.clone(),
+                partition,
+                scan: TopicScan::new(
+                    &self.config.kafka,
+                    &captured.topic,
+                    partition,
+                    stale.next,
+                    stale.end,
+                )?,
+                batch: None,
+            },
+        };
+        let batch = match scan.batch.take() {
+            Some(batch) => batch,
+            None => {
+                let max = self.config.reads.reconcile_keys;
+                let (records, next) = scan.scan.next_batch(max).await?;
+                (valued(records), next)
+            }
+        };
+        scan.batch = Some(batch.clone());
+        self.scan = Some(scan);
+        Ok(batch)
+    }
+
+    /// Deletes a key of a topic.
+    pub(super) async fn delete_key(
+        &mut self,
+        captured: &Captured,
+        json: Bytes,
+        origin: &Origin,
+    ) -> Result<(), LifeError> {
+        // A key of other columns (of a former primary key) cannot be taken apart, and need not.
+        let texts = key::parse(&captured.key, &json).unwrap_or_default();
+        let key = Key { json, texts };
+        let event = captured.delete_of_key(&key, origin);
+        self.delivery
+            .delete(captured.target(), &key.json, &event, &[])
+            .await
+    }
+
+    /// Where an event of a read comes from.
+    pub(super) fn origin_of_read(&self, view: &View) -> Origin {
+        Origin {
+            snapshot: SnapshotMark::True,
+            ts_us: view.opened_us,
+            last_commit: self.progress.position(),
+            lsn: view.lsn_before,
+            xid: None,
+        }
+    }
+}
+
+/// The keys that a batch of records has a value of, each once.
+pub(super) fn valued(records: Vec<(Bytes, bool)>) -> BTreeSet<Bytes> {
+    records
+        .into_iter()
+        .filter_map(|(key, has_value)| has_value.then_some(key))
+        .collect()
+}
+
+/// Those of `keys` that the source has, byte for byte as they would be written now: a numeric
+/// `1.0` is not the row `1.00`.
+async fn existing(
+    session: &Session,
+    captured: &Captured,
+    keys: &BTreeSet<Bytes>,
+) -> Result<Existing, LifeError> {
+    let askable: Vec<_> = keys
+        .iter()
+        .filter_map(|json| key::parse(&captured.key, json))
+        .collect();
+    let mut existing = BTreeSet::new();
+    let mut parts = vec![askable.as_slice()];
+    while let Some(part) = parts.pop() {
+        match ask(session, captured, part).await {
+            Ok(Existing::Keys(some)) => existing.extend(some),
+            Ok(Existing::Moved) => return Ok(Existing::Moved),
+            // A text that the column's type does not take cannot be a key of it any more.
+            Err(error) if is_unfit(&error) && part.len() > 1 => {
+                let (one, other) = part.split_at(part.len() / 2);
+                parts.extend([one, other]);
+            }
+            Err(error) if is_unfit(&error) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(Existing::Keys(existing))
+}
+
+async fn ask(
+    session: &Session,
+    captured: &Captured,
+    keys: &[Vec<String>],
+) -> Result<Existing, SourceError> {
+    if keys.is_empty() {
+        return Ok(Existing::Keys(BTreeSet::new()));
+    }
+    let names: Vec<_> = captured.key.iter().map(|c| identifier(&c.name)).collect();
+    let wanted = keys.iter().map(|texts| {
+        let values = captured.key.iter().zip(texts);
+        format!("({})", list(values.map(|(c, text)| constant(text, &c.type_name))))
+    });
+    let columns = list(names.iter().map(|name| format!("t.{name}")));
+    let sql = format!(
+        "SAVEPOINT ask; SELECT {columns} FROM {} AS t JOIN (VALUES {}) AS wanted ({}) USING ({}); \
+         {}; ROLLBACK TO ask",
+        captured.sql,
+        list(wanted),
+        names.join(", "),
+        names.join(", "),
+        View::moved_sql(captured.oid)
+    );
+    let answer = session.rows(DOING, &sql).await;
+    if let Err(error) = &answer
+        && is_unfit(error)
+    {
+        session.execute(DOING, "ROLLBACK TO ask").await?;
+    }
+    let mut rows = answer?;
+    let moved = rows.pop();
+    if moved.as_ref().and_then(|row| session::text(row, 0)) != Some("f") {
+        return Ok(Existing::Moved);
+    }
+    let mut found = BTreeSet::new();
+    for row in &rows {
+        let texts = (0..captured.key.len())
+            .map(|place| session::text(row, place).map(str::to_owned))
+            .collect::<Option<Vec<_>>>()
+            .ok_or(SourceError::Answer { doing: DOING })?;
+        found.insert(captured.key(texts).json);
+    }
+    Ok(Existing::Keys(found))
+}
+
+/// SQLSTATE class 22: a value that its type does not take.
+fn is_unfit(error: &SourceError) -> bool {
+    error
+        .sql_state()
+        .is_some_and(|state| state.code().starts_with("22"))
+}

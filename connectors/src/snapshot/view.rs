@@ -1,0 +1,156 @@
+//! A snapshot of the source that shows everything sent so far.
+
+use std::time::{Duration, Instant};
+
+use kafka::Lsn;
+use service::fault::{self, in_force};
+
+use crate::encode::envelope::now_us;
+use crate::error::LifeError;
+use crate::life::Life;
+use crate::source::{Session, Snapshot, SourceError, session};
+
+/// Between two tries for a snapshot that shows what must be shown.
+const SETTLE_RETRY: Duration = Duration::from_millis(2);
+/// Waiting longer for a transaction of the source is worth a warning, once.
+const SETTLE_WARNED: Duration = Duration::from_secs(10);
+/// Between two looks at how far the WAL is flushed.
+const FLUSH_RETRY: Duration = Duration::from_millis(1);
+
+/// An open REPEATABLE READ transaction.
+#[derive(Debug, Clone)]
+pub(crate) struct View {
+    pub(crate) snapshot: Snapshot,
+    pub(crate) opened: Instant,
+    pub(crate) opened_us: i64,
+    /// End of the WAL about when it was opened: where its rows are from, at least.
+    pub(crate) lsn_before: Lsn,
+}
+
+/// Waiting for a snapshot that shows every transaction sent.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Settling {
+    since: Option<Instant>,
+    warned: bool,
+}
+
+impl View {
+    async fn open(session: &Session) -> Result<Self, SourceError> {
+        let doing = "open a read view";
+        let opened_us = now_us();
+        let row = session
+            .row(
+                doing,
+                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
+                 SELECT pg_current_snapshot(), pg_current_wal_insert_lsn()",
+            )
+            .await?;
+        Ok(Self {
+            snapshot: session::get(doing, &row, 0)?,
+            lsn_before: session::get(doing, &row, 1)?,
+            opened: Instant::now(),
+            opened_us,
+        })
+    }
+
+    /// Ends the transaction.
+    pub(crate) async fn close(session: &Session) -> Result<(), SourceError> {
+        session.execute("end a read view", "ROLLBACK").await
+    }
+
+    /// Did the table get a new file since the snapshot? TRUNCATE and rewriting ALTER TABLEs are
+    /// not MVCC-safe: an older snapshot finds such a table empty. `pg_class` is read as of the
+    /// snapshot, the function answers as of now; the caller holds a lock on the table by having
+    /// read it, so neither changes any more.
+    pub(crate) fn moved_sql(table: u32) -> String {
+        format!(
+            "SELECT relfilenode IS DISTINCT FROM pg_relation_filenode(oid) \
+             FROM pg_class WHERE oid = {table}"
+        )
+    }
+}
+
+impl Life<'_> {
+    /// A view that shows every transaction sent so far, and each that ran when the slot was
+    /// taken; none yet: step back and come again.
+    pub(crate) async fn try_view(&mut self, session: &Session) -> Result<Option<View>, LifeError> {
+        // Only where a test has switched the rule off is an LSN of before the read of use.
+        let too_early = if in_force("lsn_after_read") {
+            None
+        } else {
+            let lsn = self.control.inserted().await?;
+            fault::point("connector.before_snapshot").await;
+            Some(lsn)
+        };
+        let mut view = View::open(session).await?;
+        view.lsn_before = too_early.unwrap_or(view.lsn_before);
+        if self.unsettled.settle(&view.snapshot) || !in_force("snapshot_shows_sent") {
+            self.settling = Settling::default();
+            return Ok(Some(view));
+        }
+        View::close(session).await?;
+        let since = *self.settling.since.get_or_insert_with(Instant::now);
+        if since.elapsed() > SETTLE_WARNED && !std::mem::replace(&mut self.settling.warned, true) {
+            let xid = self.unsettled.first().unwrap_or_default();
+            tracing::warn!(
+                xid,
+                "reads wait for transaction {xid} of the source, which runs since before the \
+                 last takeover or is committed and not visible yet (a synchronous standby away?)"
+            );
+        }
+        Ok(None)
+    }
+
+    /// As [`Life::try_view`], waiting. The stream stands still meanwhile, Kafka's transaction
+    /// does not: it is ended in time.
+    pub(crate) async fn settled_view(&mut self, session: &Session) -> Result<View, LifeError> {
+        loop {
+            if let Some(view) = self.try_view(session).await? {
+                return Ok(view);
+            }
+            self.record_if_old().await?;
+            tokio::time::sleep(SETTLE_RETRY).await;
+        }
+    }
+
+    /// The reason that reads wait, for `/status`.
+    pub(crate) fn waits_for(&self) -> Option<String> {
+        let since = self.settling.since?;
+        let xid = self.unsettled.first()?;
+        (since.elapsed() > SETTLE_WARNED)
+            .then(|| format!("reads wait for transaction {xid} of the source to end"))
+    }
+
+    /// The LSN of a read that has just been made in `view`: the WAL's insert position, because
+    /// what it showed may not be flushed yet. Call it before the view is closed.
+    pub(crate) async fn lsn_of_read(
+        &self,
+        session: &Session,
+        view: &View,
+    ) -> Result<Lsn, LifeError> {
+        if !in_force("lsn_after_read") {
+            return Ok(view.lsn_before);
+        }
+        let doing = "take the LSN of a read";
+        let row = session
+            .row(doing, "SELECT pg_current_wal_insert_lsn()")
+            .await?;
+        let lsn = session::get(doing, &row, 0)?;
+        Ok(self.wal.border(lsn))
+    }
+
+    /// A read counts once the WAL is flushed to its LSN: what a crash of the server takes back
+    /// must not stand in the topics.
+    pub(crate) async fn count_read(&mut self, lsn: Lsn) -> Result<(), LifeError> {
+        while in_force("read_is_flushed") && self.control.flushed().await? < lsn {
+            self.feedback.request_keepalive();
+            tokio::time::sleep(FLUSH_RETRY).await;
+        }
+        self.progress.read_up_to(lsn);
+        if !self.progress.is_even() {
+            // An idle source says nothing by itself for a while.
+            self.feedback.request_keepalive();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,232 @@
+//! What the outside sees of a connector: `/status`, metrics, health.
+//!
+//! | metric | meaning |
+//! |---|---|
+//! | `connector_events_total` | records sent to tables' topics, tombstones included |
+//! | `connector_records_total{whole}` | checkpoint records committed; `whole`: readers take it |
+//! | `connector_commit_ms` | from a checkpoint record's sending to its commit |
+//! | `connector_lives_total` | connections, each with lock, slot, and takeover |
+//! | `connector_reads_total{kind}` | reads of the source: `chunk`, `hole`, `reconcile` |
+//! | `connector_read_ms{kind}` | how long each took, waiting included |
+//! | `connector_epoch` | the epoch, in seconds since 1970 when it began or one more than the last |
+//! | `connector_position_bytes`, `connector_reach_bytes`, `connector_wal_end_bytes` | LSNs |
+//! | `connector_lag_bytes` | WAL of the source behind the position |
+//! | `connector_current_at_seconds` | when the topics were last known to be all that the source had |
+//! | `connector_unsettled_transactions` | sent, not yet known to be visible in the source |
+//! | `connector_buffered_bytes` | received from the slot, not yet handled |
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use axum::{Json, Router, routing::get};
+use kafka::checkpoint::Read;
+use kafka::{Checkpoint, Lsn};
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
+use serde::Serialize;
+use service::admin::Health;
+
+/// Names of the metrics.
+pub(crate) mod names {
+    pub(crate) const EVENTS: &str = "connector_events_total";
+    pub(crate) const RECORDS: &str = "connector_records_total";
+    pub(crate) const COMMIT_MS: &str = "connector_commit_ms";
+    pub(crate) const LIVES: &str = "connector_lives_total";
+    pub(crate) const READS: &str = "connector_reads_total";
+    pub(crate) const READ_MS: &str = "connector_read_ms";
+    pub(crate) const EPOCH: &str = "connector_epoch";
+    pub(crate) const POSITION: &str = "connector_position_bytes";
+    pub(crate) const REACH: &str = "connector_reach_bytes";
+    pub(crate) const WAL_END: &str = "connector_wal_end_bytes";
+    pub(crate) const LAG: &str = "connector_lag_bytes";
+    pub(crate) const CURRENT_AT: &str = "connector_current_at_seconds";
+    pub(crate) const UNSETTLED: &str = "connector_unsettled_transactions";
+    pub(crate) const BUFFERED: &str = "connector_buffered_bytes";
+}
+
+/// What a connector is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum State {
+    /// Source or Kafka is not there yet, or was lost.
+    #[serde(rename = "connecting")]
+    Connecting,
+    /// Another connector of this source leads.
+    #[serde(rename = "waiting for lock")]
+    WaitingForLock,
+    /// Tables are read; until the first time is over, readers take no checkpoint.
+    #[serde(rename = "reading")]
+    Reading,
+    /// The topics follow the source.
+    #[serde(rename = "streaming")]
+    Streaming,
+}
+
+/// The answer of `/status`.
+#[derive(Debug, Clone, Serialize)]
+struct Status {
+    source: String,
+    state: State,
+    /// Why it is not streaming, or what it waits for.
+    reason: Option<String>,
+    epoch: Option<u64>,
+    position: Option<Lsn>,
+    reach: Option<Lsn>,
+    wal_end: Option<Lsn>,
+    lag_bytes: Option<u64>,
+    committed_at_us: Option<i64>,
+    current_at_us: Option<i64>,
+    /// Has every table been read once? Before, readers take no checkpoint.
+    whole: bool,
+    tables: BTreeMap<String, TableStatus>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct TableStatus {
+    /// `first`, `{"after":[…]}` or `done`.
+    read: Read,
+    columns: Vec<String>,
+    /// Columns that a running read will add.
+    reading_columns: Vec<String>,
+    partitions_to_reconcile: usize,
+}
+
+/// Shared by the life, which writes it, and the admin port, which reads it.
+#[derive(Debug, Clone)]
+pub struct StatusBoard {
+    status: Arc<RwLock<Status>>,
+    health: Health,
+}
+
+impl StatusBoard {
+    /// Describes the metrics, too.
+    #[must_use]
+    pub fn new(source: &str, health: Health) -> Self {
+        describe();
+        Self {
+            health,
+            status: Arc::new(RwLock::new(Status {
+                source: source.to_owned(),
+                state: State::Connecting,
+                reason: None,
+                epoch: None,
+                position: None,
+                reach: None,
+                wal_end: None,
+                lag_bytes: None,
+                committed_at_us: None,
+                current_at_us: None,
+                whole: false,
+                tables: BTreeMap::new(),
+            })),
+        }
+    }
+
+    /// The route `/status`.
+    pub fn router(&self) -> Router {
+        let board = self.clone();
+        Router::new().route(
+            "/status",
+            get(move || std::future::ready(Json(board.read().clone()))),
+        )
+    }
+
+    /// The state changed; ready only once a record says so.
+    pub(crate) fn set(&self, state: State, reason: Option<String>) {
+        let ready = matches!(state, State::Streaming | State::Reading) && self.read().whole;
+        if ready {
+            self.health.ready();
+        } else {
+            self.health.not_ready(reason.clone().unwrap_or_else(|| {
+                match state {
+                    State::Connecting => "connecting",
+                    State::WaitingForLock => "another connector of this source leads",
+                    State::Reading => "tables are being read",
+                    State::Streaming => "the first table read is not complete",
+                }
+                .to_owned()
+            }));
+        }
+        let mut status = self.status.write().unwrap_or_else(PoisonError::into_inner);
+        status.state = state;
+        status.reason = reason;
+    }
+
+    /// A record was committed.
+    pub(crate) fn recorded(&self, record: &Checkpoint, waits_for: Option<String>) {
+        let whole = record.is_whole();
+        let reading = record
+            .tables
+            .values()
+            .any(|table| table.read != Read::Done || !table.reconcile.is_empty());
+        let lag = record.wal_end.0.saturating_sub(record.position.0);
+        counter!(names::RECORDS, "whole" => if whole { "true" } else { "false" }).increment(1);
+        gauge!(names::EPOCH).set(precise(record.epoch));
+        gauge!(names::POSITION).set(precise(record.position.0));
+        gauge!(names::REACH).set(precise(record.reach.0));
+        gauge!(names::WAL_END).set(precise(record.wal_end.0));
+        gauge!(names::LAG).set(precise(lag));
+        if let Some(at_us) = record.current_at_us {
+            gauge!(names::CURRENT_AT).set(precise(at_us.unsigned_abs()) / 1e6);
+        }
+        {
+            let mut status = self.status.write().unwrap_or_else(PoisonError::into_inner);
+            status.epoch = Some(record.epoch);
+            status.position = Some(record.position);
+            status.reach = Some(record.reach);
+            status.wal_end = Some(record.wal_end);
+            status.lag_bytes = Some(lag);
+            status.committed_at_us = record.committed_at_us;
+            status.current_at_us = record.current_at_us;
+            status.whole = record.tables.values().all(|table| !table.columns.is_empty());
+            status.tables = record
+                .tables
+                .iter()
+                .map(|(name, table)| {
+                    let table = TableStatus {
+                        read: table.read.clone(),
+                        columns: table.columns.clone(),
+                        reading_columns: if table.read == Read::Done {
+                            Vec::new()
+                        } else {
+                            table.target.clone()
+                        },
+                        partitions_to_reconcile: table.reconcile.len(),
+                    };
+                    (name.clone(), table)
+                })
+                .collect();
+        }
+        let state = if reading {
+            State::Reading
+        } else {
+            State::Streaming
+        };
+        self.set(state, waits_for);
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Status> {
+        self.status.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Gauges are floats: exact below 2^53, which no LSN of practice passes.
+#[expect(clippy::cast_precision_loss, reason = "said above")]
+fn precise(value: u64) -> f64 {
+    value as f64
+}
+
+fn describe() {
+    describe_counter!(names::EVENTS, Unit::Count, "records sent to tables' topics");
+    describe_counter!(names::RECORDS, Unit::Count, "checkpoint records committed");
+    describe_counter!(names::LIVES, Unit::Count, "takeovers begun");
+    describe_counter!(names::READS, Unit::Count, "reads of the source");
+    describe_histogram!(names::COMMIT_MS, Unit::Milliseconds, "commit of a record");
+    describe_histogram!(names::READ_MS, Unit::Milliseconds, "a read of the source");
+    describe_gauge!(names::EPOCH, "the epoch");
+    describe_gauge!(names::POSITION, Unit::Bytes, "LSN of the position");
+    describe_gauge!(names::REACH, Unit::Bytes, "LSN that the topics reach");
+    describe_gauge!(names::WAL_END, Unit::Bytes, "LSN of the source's WAL end");
+    describe_gauge!(names::LAG, Unit::Bytes, "WAL behind the position");
+    describe_gauge!(names::CURRENT_AT, Unit::Seconds, "when last known current");
+    describe_gauge!(names::UNSETTLED, Unit::Count, "sent, not known to be visible");
+    describe_gauge!(names::BUFFERED, Unit::Bytes, "received and not yet handled");
+}

@@ -1,0 +1,328 @@
+//! A transaction of the source, from BEGIN to COMMIT, change by change.
+
+use std::sync::Arc;
+
+use kafka::Lsn;
+use kafka::event::Op;
+use service::fault::in_force;
+
+use crate::captured::{Captured, Key};
+use crate::encode::envelope::{Origin, Snapshot, Value};
+use crate::error::LifeError;
+use crate::life::Life;
+use crate::progress::Disposition;
+use crate::replication::{Cell, OldRow, Tuple};
+use crate::snapshot::holes::{Filled, Hole};
+
+/// Header of the delete under the old key of a row whose key changed, and of its tombstone.
+const NEW_KEY: &str = "__debezium.newkey";
+/// Header of the create under the new key.
+const OLD_KEY: &str = "__debezium.oldkey";
+
+/// The transaction whose changes are coming.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Transaction {
+    xid: u32,
+    /// With the upper half that BEGIN does not tell.
+    wide_xid: u64,
+    commit_time_us: i64,
+    disposition: Disposition,
+    last_commit: Lsn,
+}
+
+impl Transaction {
+    fn origin(&self, lsn: Lsn) -> Origin {
+        Origin {
+            snapshot: Snapshot::False,
+            ts_us: self.commit_time_us,
+            last_commit: self.last_commit,
+            lsn,
+            xid: Some(self.xid),
+        }
+    }
+}
+
+/// What fills a row's holes: by place, in order.
+type Fillings = Vec<(usize, Filled)>;
+
+impl Life<'_> {
+    pub(super) async fn begin(
+        &mut self,
+        commit_lsn: Lsn,
+        commit_time_us: i64,
+        xid: u32,
+    ) -> Result<(), LifeError> {
+        if self.transaction.is_some() {
+            return Err(LifeError::Order("BEGIN inside a transaction"));
+        }
+        let last_commit = self.progress.position();
+        self.progress.pass(commit_lsn);
+        self.pass_view().await?;
+        let disposition = self.progress.begin(commit_lsn);
+        let wide_xid = self.pulse.borrow().snapshot.widen(xid);
+        if disposition == Disposition::Send {
+            self.unsettled.sent(wide_xid);
+        }
+        self.transaction = Some(Transaction {
+            xid,
+            wide_xid,
+            commit_time_us,
+            disposition,
+            last_commit,
+        });
+        Ok(())
+    }
+
+    pub(super) async fn commit(
+        &mut self,
+        commit_lsn: Lsn,
+        end_lsn: Lsn,
+        commit_time_us: i64,
+    ) -> Result<(), LifeError> {
+        if self.transaction.take().is_none() {
+            return Err(LifeError::Order("COMMIT outside a transaction"));
+        }
+        self.progress.commit(commit_lsn, end_lsn, commit_time_us);
+        self.pass_view().await
+    }
+
+    pub(super) async fn insert(
+        &mut self,
+        lsn: Lsn,
+        relation: u32,
+        new: Tuple,
+    ) -> Result<(), LifeError> {
+        let Some((captured, transaction)) = self.expect_change(relation).await? else {
+            return Ok(());
+        };
+        let key = key_of(&captured, &new, None)?;
+        let after = new_json(&captured, &new, &Vec::new());
+        let event = captured.event(Op::Create, None, Some(&after), &transaction.origin(lsn));
+        self.delivery
+            .upsert(captured.target(), &key.json, &event, &[])
+            .await?;
+        self.holes
+            .touch(captured.oid, transaction.wide_xid, std::iter::once(&key));
+        Ok(())
+    }
+
+    pub(super) async fn delete(
+        &mut self,
+        lsn: Lsn,
+        relation: u32,
+        old: OldRow,
+    ) -> Result<(), LifeError> {
+        let Some((captured, transaction)) = self.expect_change(relation).await? else {
+            return Ok(());
+        };
+        let key = key_of(&captured, old.tuple(), None)?;
+        let before = old_json(&captured, &old);
+        let event = captured.event(Op::Delete, Some(&before), None, &transaction.origin(lsn));
+        self.delivery
+            .delete(captured.target(), &key.json, &event, &[])
+            .await?;
+        self.holes
+            .touch(captured.oid, transaction.wide_xid, std::iter::once(&key));
+        Ok(())
+    }
+
+    pub(super) async fn update(
+        &mut self,
+        lsn: Lsn,
+        relation: u32,
+        old: Option<OldRow>,
+        new: Tuple,
+    ) -> Result<(), LifeError> {
+        let Some((captured, transaction)) = self.expect_change(relation).await? else {
+            return Ok(());
+        };
+        let origin = transaction.origin(lsn);
+        let key = key_of(&captured, &new, old.as_ref().map(OldRow::tuple))?;
+        let old_key = match &old {
+            Some(old) => Some(key_of(&captured, old.tuple(), None)?),
+            None => None,
+        };
+        // With REPLICA IDENTITY FULL an old key comes with every update.
+        let old_key = old_key.filter(|old| old.json != key.json);
+        let fillings = self
+            .fillings(&captured, &transaction, &new, old.as_ref(), &key, old_key.is_some())
+            .await?;
+        if let (Some(old), Some(old_key)) = (&old, &old_key) {
+            let before = old_json(&captured, old);
+            let event = captured.event(Op::Delete, Some(&before), None, &origin);
+            let headers: [(&str, &[u8]); 1] = [(NEW_KEY, &key.json)];
+            self.delivery
+                .delete(captured.target(), &old_key.json, &event, &headers)
+                .await?;
+        }
+        // None: the row has gone since, and its delete will come.
+        if let Some(fillings) = fillings {
+            let after = new_json(&captured, &new, &fillings);
+            let (event, header) = match &old_key {
+                Some(old) => (
+                    captured.event(Op::Create, None, Some(&after), &origin),
+                    Some((OLD_KEY, &old.json[..])),
+                ),
+                None => {
+                    let before = match &old {
+                        Some(old @ OldRow::Full(_)) => Some(old_json(&captured, old)),
+                        Some(OldRow::Key(_)) | None => None,
+                    };
+                    let event =
+                        captured.event(Op::Update, before.as_deref(), Some(&after), &origin);
+                    (event, None)
+                }
+            };
+            self.delivery
+                .upsert(captured.target(), &key.json, &event, header.as_slice())
+                .await?;
+        }
+        if !new.has_unchanged() || old_key.is_some() {
+            let keys = std::iter::once(&key).chain(&old_key);
+            self.holes.touch(captured.oid, transaction.wide_xid, keys);
+        }
+        Ok(())
+    }
+
+    pub(super) async fn truncate_all(
+        &mut self,
+        lsn: Lsn,
+        relations: &[u32],
+    ) -> Result<(), LifeError> {
+        for relation in relations {
+            if let Some((captured, transaction)) = self.wanted(*relation)? {
+                self.truncate(&captured, &transaction.origin(lsn)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A change of this relation comes: the table and the transaction, if it is to be sent.
+    async fn expect_change(
+        &mut self,
+        relation: u32,
+    ) -> Result<Option<(Arc<Captured>, Transaction)>, LifeError> {
+        let Some((captured, transaction)) = self.wanted(relation)? else {
+            return Ok(None);
+        };
+        self.record_if_full().await?;
+        if self
+            .progress
+            .learn_from_log(&captured.name, &captured.columns)
+        {
+            let table = &captured.name;
+            tracing::info!(table, "{table} has other columns; it is read again");
+        }
+        Ok(Some((captured, transaction)))
+    }
+
+    fn wanted(&self, relation: u32) -> Result<Option<(Arc<Captured>, Transaction)>, LifeError> {
+        let transaction = self
+            .transaction
+            .ok_or(LifeError::Order("a change outside a transaction"))?;
+        if transaction.disposition == Disposition::Drop {
+            return Ok(None);
+        }
+        match self.relations.get(&relation) {
+            None => Err(LifeError::Order("a change before its RELATION message")),
+            Some(None) => Ok(None),
+            Some(Some(captured)) => Ok(Some((Arc::clone(captured), transaction))),
+        }
+    }
+
+    /// The values that PostgreSQL did not resend; none: the row is gone.
+    async fn fillings(
+        &mut self,
+        captured: &Captured,
+        transaction: &Transaction,
+        new: &Tuple,
+        old: Option<&OldRow>,
+        key: &Key,
+        key_changed: bool,
+    ) -> Result<Option<Fillings>, LifeError> {
+        if !new.has_unchanged() {
+            return Ok(Some(Vec::new()));
+        }
+        let holes: Vec<usize> = (new.cells().enumerate())
+            .filter_map(|(at, cell)| matches!(cell, Cell::Unchanged).then_some(at))
+            .collect();
+        // With REPLICA IDENTITY FULL the old row has them: unchanged means equal.
+        if let Some(OldRow::Full(old)) = old {
+            let filled = holes.iter().map(|at| (*at, filled_from(old.cell(*at))));
+            return Ok(Some(filled.collect()));
+        }
+        if !in_force("fill_unresent") {
+            return Ok(Some(Vec::new()));
+        }
+        let hole = Hole {
+            captured,
+            key,
+            xid: transaction.wide_xid,
+            key_changed,
+            columns: &holes,
+        };
+        let filled = self.fill(hole).await?;
+        Ok(filled.map(|filled| holes.into_iter().zip(filled).collect()))
+    }
+}
+
+fn filled_from(cell: Option<Cell<'_>>) -> Filled {
+    match cell {
+        Some(Cell::Text(text) | Cell::Binary(text)) => {
+            Filled::Text(String::from_utf8_lossy(text).into_owned())
+        }
+        Some(Cell::Null) => Filled::Null,
+        Some(Cell::Unchanged) | None => Filled::Dropped,
+    }
+}
+
+/// The key of a row. A key column that is itself TOASTed comes without its value in the new row
+/// of an update, but then with the old key.
+fn key_of(captured: &Captured, row: &Tuple, old: Option<&Tuple>) -> Result<Key, LifeError> {
+    let texts = captured.key_at.iter().map(|at| {
+        let cell = match row.cell(*at) {
+            Some(Cell::Unchanged) => old.and_then(|old| old.cell(*at)),
+            cell => cell,
+        };
+        match cell {
+            Some(Cell::Text(text)) => Ok(String::from_utf8_lossy(text).into_owned()),
+            _ => Err(LifeError::Order("a row without its key")),
+        }
+    });
+    Ok(captured.key(texts.collect::<Result<_, _>>()?))
+}
+
+/// A row of which only the key is told shows only the key.
+fn old_json(captured: &Captured, old: &OldRow) -> Vec<u8> {
+    let key_only = matches!(old, OldRow::Key(_));
+    let values = old.tuple().cells().enumerate().map(|(at, cell)| {
+        if key_only && !captured.key_at.contains(&at) {
+            Value::Absent
+        } else {
+            value_of(cell)
+        }
+    });
+    captured.row(values)
+}
+
+fn new_json(captured: &Captured, new: &Tuple, fillings: &Fillings) -> Vec<u8> {
+    let mut fillings = fillings.iter().peekable();
+    let values = new.cells().enumerate().map(|(at, cell)| {
+        match fillings.next_if(|(place, _)| *place == at) {
+            None => value_of(cell),
+            Some((_, Filled::Null)) => Value::Null,
+            Some((_, Filled::Text(text))) => Value::Text(text.as_bytes()),
+            Some((_, Filled::Dropped)) => Value::Absent,
+        }
+    });
+    captured.row(values)
+}
+
+fn value_of(cell: Cell<'_>) -> Value<'_> {
+    match cell {
+        Cell::Null => Value::Null,
+        Cell::Unchanged => Value::Absent,
+        // The stream is in text form; nobody asked for another.
+        Cell::Text(text) | Cell::Binary(text) => Value::Text(text),
+    }
+}
