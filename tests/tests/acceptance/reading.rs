@@ -223,18 +223,18 @@ async fn database_starts(shop: &mut Shop, name: String) -> Result<()> {
 
 #[then(expr = "the status of {word} soon says that it is not current")]
 async fn soon_stale(shop: &mut Shop, name: String) -> Result<()> {
-    soon(shop, &name, |state| state != "current").await
+    soon(shop, &name, |state| state != "live").await
 }
 
 #[then(expr = "the status of {word} soon says that it is current")]
 async fn soon_current(shop: &mut Shop, name: String) -> Result<()> {
-    soon(shop, &name, |state| state == "current").await
+    soon(shop, &name, |state| state == "live").await
 }
 
 #[then(expr = "the status of {word} says that it is current")]
 async fn is_current(shop: &mut Shop, name: String) -> Result<()> {
     let state = state(shop, &name).await?;
-    ensure!(state == "current", "{name} is {state}");
+    ensure!(state == "live", "{name} is {state}");
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 //! paused and cut off. Each has databases, topics and processes of its own.
 
 mod contract;
+mod oracle;
 mod slot;
 mod workload;
 mod zombie;
