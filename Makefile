@@ -22,3 +22,19 @@ install: ## installs and downloads what run and test need, and nothing else
 .PHONY: reset
 reset: ## wipes the data of the local environment (LOCAL_DIR=), not the downloads
 	@exec $(scripts)/reset.sh
+
+benchmarks := bench-transaction bench-replication bench-latency
+.PHONY: $(benchmarks)
+bench-transaction: ## measures Kafka transactions against an idempotent producer
+bench-replication: ## measures the replication client against pg_recvlogical
+bench-latency: ## measures commit in a source to answer of the API, and its stages
+$(benchmarks): bench-%:
+	@exec $(scripts)/bench.sh $*
+
+.PHONY: soak
+soak: ## runs the random workload with 200 kills (KILLS=)
+	@exec $(scripts)/soak.sh
+
+.PHONY: mutants
+mutants: ## switches each rule of the protocol off; its test must fail
+	@exec $(scripts)/mutants.sh
