@@ -1,1 +1,87 @@
+//! Processes that are killed and paused where it hurts most.
 
+use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
+
+use crate::topics::Place;
+
+/// Between loading, first serving and applying, a process passes each point several times.
+const POINTS: [&str; 4] = [
+    "before_fence",
+    "after_mirror",
+    "before_commit",
+    "after_commit",
+];
+
+#[tokio::test]
+async fn killed_at_any_point_it_goes_on_where_it_was() -> Result<()> {
+    let mut place = Place::new(3).await?;
+    place.work().await?;
+    // Small steps: loads, and view transactions of several steps, are cut as well.
+    let apply = "step_events_max = 2";
+    for pass in 1..=6 {
+        for point in POINTS {
+            let faults = format!("aggregator.{point}:kill:{pass}");
+            let aggregator = place.start(apply, &[("FAULT_POINTS", &faults)])?;
+            // Until it has passed the point often enough.
+            while aggregator.process.status().is_none() {
+                place.work().await?;
+            }
+            assert!(
+                aggregator.log().contains(&format!("{point}: SIGKILL")),
+                "{}",
+                aggregator.log()
+            );
+        }
+    }
+    let aggregator = place.start(apply, &[])?;
+    place.caught_up(&[&aggregator]).await?;
+    place.is_right().await
+}
+
+#[tokio::test]
+async fn a_paused_holder_is_replaced_and_cannot_write_when_it_comes_back() -> Result<()> {
+    for point in ["before_fence", "after_mirror", "before_commit"] {
+        let mut place = Place::new(4).await?;
+        place.work().await?;
+        let first = place.start("", &[])?;
+        place.caught_up(&[&first]).await?;
+        drop(first);
+        let faults = format!("aggregator.{point}:stop:2");
+        let first = place.start("", &[("FAULT_POINTS", &faults)])?;
+        first.says("holds the view database's lock").await?;
+        let second = place.start("", &[])?;
+        second
+            .says("standby: another aggregator holds the lock")
+            .await?;
+        assert_eq!(
+            second.readiness().await?,
+            "not ready: standby: another aggregator holds the lock"
+        );
+        while !first.log().contains("SIGSTOP") {
+            place.work().await?;
+        }
+        first.stopped().await?;
+        second.says("follows every source").await?;
+        place.work().await?;
+        place.caught_up(&[&first, &second]).await?;
+        let writer: i64 = place
+            .database
+            .one("SELECT writer FROM aggregator.fence")
+            .await?;
+        first.process.signal(Signal::SIGCONT);
+        first.says("starts anew").await?;
+        first
+            .says("standby: another aggregator holds the lock")
+            .await?;
+        place.work().await?;
+        place.caught_up(&[&first, &second]).await?;
+        place.is_right().await.with_context(|| point.to_owned())?;
+        let now: i64 = place
+            .database
+            .one("SELECT writer FROM aggregator.fence")
+            .await?;
+        assert_eq!(now, writer, "{}", first.log());
+    }
+    Ok(())
+}

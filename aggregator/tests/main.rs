@@ -1,5 +1,6 @@
 //! The aggregator against a real view database, and a real broker where it is followed.
 
+#[cfg(feature = "faults")]
 mod faults;
 mod migrations;
 mod oracle;

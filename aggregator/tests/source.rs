@@ -25,6 +25,8 @@ pub(crate) struct Source {
     pub(crate) checkpointed: BTreeMap<&'static str, BTreeMap<i64, Json>>,
     pub(crate) end: Offsets,
     pub(crate) lsn: u64,
+    /// Events that [`Source::unsent`] has given already.
+    sent: BTreeMap<&'static str, [usize; PARTITIONS]>,
 }
 
 impl Source {
@@ -43,6 +45,7 @@ impl Source {
             checkpointed: BTreeMap::new(),
             end: Offsets::new(),
             lsn: 0,
+            sent: BTreeMap::new(),
         };
         source.checkpoint();
         source
@@ -153,6 +156,19 @@ impl Source {
             }
         }
         changes(self.name, &events)
+    }
+
+    /// The events since the last call, for a real topic.
+    pub(crate) fn unsent(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        for (table, partitions) in &self.topics {
+            let sent = self.sent.entry(*table).or_default();
+            for (log, sent) in partitions.iter().zip(sent) {
+                events.extend_from_slice(&log[*sent..]);
+                *sent = log.len();
+            }
+        }
+        events
     }
 
     fn rows(&mut self, table: &'static str) -> &mut BTreeMap<i64, Json> {

@@ -75,12 +75,12 @@ impl Touched {
         for change in changes {
             for (row, sign) in [(&change.old, -1), (&change.new, 1)] {
                 let Some(row) = row else { continue };
-                // As if a payment's order never changed.
-                let forgotten = sign < 0
+                // Not the design: as if a payment's order never changed.
+                let forgets = sign < 0
                     && *row.table == TRANSACTION
                     && !fault::in_force("both_orders_touched");
-                if !forgotten {
-                    for (named, id) in named(row) {
+                for (named, id) in named(row) {
+                    if !(forgets && named == Named::Orders) {
                         self.insert(named, id);
                     }
                 }
