@@ -161,10 +161,12 @@ pub fn unified(events: &BTreeMap<String, Value>) -> Result<Rows> {
     events
         .values()
         .map(|event| {
-            let mut row = without_itself(event.clone())?;
+            let mut row = event.clone();
             for (name, value) in row.as_object_mut().context("a row is no object")? {
                 let text = value.as_str();
                 match (name.as_str(), text) {
+                    // An array comes as PostgreSQL's text.
+                    ("unknown", Some("{}")) => *value = Value::Array(Vec::new()),
                     ("lines" | "transactions" | "details", Some(text)) => {
                         *value = serde_json::from_str(text)?;
                     }
@@ -175,7 +177,7 @@ pub fn unified(events: &BTreeMap<String, Value>) -> Result<Rows> {
                     _ => {}
                 }
             }
-            Ok((id(&row)?, row))
+            Ok((id(&row)?, without_itself(row)?))
         })
         .collect()
 }

@@ -221,7 +221,7 @@ fn check_unified(guarded: &Guarded, reader: &Reader) -> Result<()> {
         let known = reader
             .table(&format!("public.{table}"))
             .iter()
-            .filter(|(_, row)| row["unknown"].as_array().is_some_and(Vec::is_empty))
+            .filter(|(_, row)| row["unknown"] == json!("{}"))
             .map(|(key, row)| (key.clone(), row.clone()))
             .collect();
         rest::unified(&known)
