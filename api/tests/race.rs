@@ -20,7 +20,7 @@ const READERS: u64 = 12;
 const CHANGES: u64 = 250;
 
 /// Every place where the API could be interrupted, stretched to milliseconds.
-const SLOW: &str = "api.between_read_and_insert:sleep:1:12,api.between_close_and_evict:sleep:1:1,\
+const SLOW: &str = "api.between_read_and_insert:sleep:1:40,api.between_close_and_evict:sleep:1:1,\
     api.before_position_moves:sleep:1:4,api.between_look_and_insert:sleep:1:6,\
     api.between_look_and_position:sleep:1:4,api.between_row_and_positions:sleep:1:4,\
     api.after_position_moves:sleep:1:6";
@@ -127,7 +127,7 @@ async fn write(world: &mut World, told: &watch::Sender<At>) -> Result<()> {
         backlog.push(world.commit(&changes).await?);
         told.send_replace(world.at);
         pause(random.random_range(0..8)).await;
-        while backlog.len() > random.random_range(0..6) {
+        while backlog.len() > random.random_range(0..4) {
             let committed = backlog.remove(0);
             if random.random_bool(0.3) {
                 let between = pause(random.random_range(0..15));

@@ -105,10 +105,10 @@ impl Instance {
         until(before, find).await
     }
 
-    /// What it has logged.
+    /// The end of what it has logged.
     pub(crate) fn log(&self) -> String {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.join("\n")
+        lines[lines.len().saturating_sub(20)..].join("\n")
     }
 
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {

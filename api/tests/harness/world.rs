@@ -164,6 +164,11 @@ impl World {
             writer: self.at.writer,
             number: self.at.number + 1,
         };
+        self.write_as(at, changes).await
+    }
+
+    /// A view transaction by this writer and with this number.
+    pub(crate) async fn write_as(&mut self, at: At, changes: Changes<'_>) -> Result<Committed> {
         let committed = self.invent(at, changes)?;
         self.show(at).await?;
         Ok(committed)
@@ -321,12 +326,6 @@ impl Feed {
         self.send("positions", &key, Some(&value)).await
     }
 
-    /// Deletes a product in the topics only, as a reconciliation does.
-    pub(crate) async fn send_delete(&mut self, id: i64) -> Result<()> {
-        let key = json!({"id": id}).to_string();
-        self.send("products", &key, None).await
-    }
-
     async fn send(&mut self, table: &str, key: &str, value: Option<&str>) -> Result<()> {
         let topic = topic_of(&self.config, table);
         let value = value.map(str::as_bytes);
@@ -363,10 +362,6 @@ impl Feed {
         };
         let topic = topic::checkpoint(&self.config, "unified");
         Ok(self.producer.commit(&topic, &record).await?)
-    }
-
-    pub(crate) fn topic(&self, table: &str) -> String {
-        topic_of(&self.config, table)
     }
 }
 
