@@ -15,7 +15,11 @@ pub struct ConnectorConfig {
     #[garde(pattern(r"^[a-z][a-z0-9_]{0,62}$"))]
     pub source: String,
     /// What is streamed, each as `schema.table`. A table that is added later is read then.
-    #[garde(length(min = 1, max = 1000), inner(custom(qualified)), custom(distinct))]
+    #[garde(
+        length(min = 1, max = 1000),
+        inner(custom(qualified)),
+        custom(distinct)
+    )]
     pub tables: Vec<String>,
     /// The source.
     #[garde(dive)]
@@ -226,4 +230,75 @@ fn slot_creation_ms_max() -> u64 {
 
 fn buffer_bytes_max() -> usize {
     8 << 20
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(name: &str, text: &str) -> ConnectorConfig {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        service::config::load(&path).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Commented keys are shown with their defaults: taking them out of the comment changes
+    /// nothing, and every key is shown.
+    #[test]
+    fn the_shipped_files_are_valid_and_show_every_key_with_its_default() {
+        for (name, text) in [
+            ("warehouse", include_str!("../warehouse.toml")),
+            ("accounting", include_str!("../accounting.toml")),
+            ("sales", include_str!("../sales.toml")),
+            ("unified", include_str!("../unified.toml")),
+        ] {
+            let shipped = load(name, text);
+            assert_eq!(shipped.source, name);
+            let is_key = |line: &&str| {
+                line.strip_prefix("# ").is_some_and(|line| {
+                    line.split_once(" = ").is_some_and(|(key, _)| {
+                        key.bytes()
+                            .all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+                    })
+                })
+            };
+            let shown = text.lines().map(|line| match Some(line).filter(is_key) {
+                Some(line) => line.trim_start_matches("# "),
+                None => line,
+            });
+            let shown: Vec<_> = shown.collect();
+            let explicit = load(name, &shown.join("\n"));
+            assert_eq!(format!("{explicit:?}"), format!("{shipped:?}"));
+            for key in format!("{shipped:#?}").lines().filter_map(|line| {
+                let (key, _) = line.trim().split_once(": ")?;
+                key.bytes()
+                    .all(|b| b.is_ascii_lowercase() || b == b'_')
+                    .then_some(key)
+            }) {
+                let is_shown = |line: &&str| {
+                    line.starts_with(&format!("{key} =")) || **line == format!("[{key}]")
+                };
+                assert!(
+                    shown.iter().any(is_shown),
+                    "{name}.toml does not show {key}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn names_that_would_share_a_topic_or_are_none_are_refused() {
+        for table in [
+            "orders",
+            "public.",
+            ".orders",
+            "public.Bestell nr",
+            "public.a.b",
+        ] {
+            assert!(qualified(table, &()).is_err(), "{table}");
+        }
+        let twice = ["public.a".to_owned(), "public.a".to_owned()];
+        assert!(distinct(&twice, &()).is_err());
+    }
 }

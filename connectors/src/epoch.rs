@@ -35,10 +35,7 @@ pub enum NewEpoch {
     #[error("the source's timeline {now} does not contain {reach} of timeline {then}")]
     OtherTimeline { then: u32, now: u32, reach: Lsn },
     #[error("the slot goes on at {confirmed_flush}, past the last checkpoint's {position}")]
-    SlotAhead {
-        confirmed_flush: Lsn,
-        position: Lsn,
-    },
+    SlotAhead { confirmed_flush: Lsn, position: Lsn },
     #[error("the source's WAL ends at {flushed}, before the {reach} that the topics hold")]
     WalShorter { flushed: Lsn, reach: Lsn },
 }

@@ -149,22 +149,28 @@ impl<'a> Life<'a> {
             flushed: control.flushed().await?,
             ..taken.server
         };
-        let (progress, stream, begun) =
-            match epoch::lasts(last.as_ref(), taken.slot, &server) {
-                Ok(last) => {
-                    let tables = catalog.columns_by_table();
-                    let progress = Progress::resume(last, server.identity, &tables);
-                    (progress, taken.stream, false)
-                }
-                Err(reason) => {
-                    tracing::warn!(%reason, "a new epoch begins: {reason}");
-                    let (progress, stream) = begin_epoch(
-                        config, &replication, &catalog, &topics, last.as_ref(), &server, taken.stream,
-                    )
-                    .await?;
-                    (progress, Some(stream), true)
-                }
-            };
+        let (progress, stream, begun) = match epoch::lasts(last.as_ref(), taken.slot, &server) {
+            Ok(last) => {
+                let tables = catalog.columns_by_table();
+                let progress = Progress::resume(last, server.identity, &tables);
+                (progress, taken.stream, false)
+            }
+            Err(reason) => {
+                tracing::warn!(%reason, "a new epoch begins: {reason}");
+                fault::point("connector.begin_epoch").await;
+                let (progress, stream) = begin_epoch(
+                    config,
+                    &replication,
+                    &catalog,
+                    &topics,
+                    last.as_ref(),
+                    &server,
+                    taken.stream,
+                )
+                .await?;
+                (progress, Some(stream), true)
+            }
+        };
         let stream = stream.ok_or(LifeError::Order("an epoch lasts without a slot"))?;
         let mut unsettled = Unsettled::default();
         if in_force("settle_predecessors") {
@@ -318,14 +324,20 @@ async fn begin_epoch(
         }
     }
     fault::point("connector.after_drop").await;
-    tracing::info!(slot, "making slot {slot}; it waits for every transaction that runs now");
+    tracing::info!(
+        slot,
+        "making slot {slot}; it waits for every transaction that runs now"
+    );
     let limit = Duration::from_millis(config.postgres.slot_creation_ms_max);
     let created = client.create_slot(slot, limit).await?;
     fault::point("connector.after_create").await;
     let stream = client.start(slot, &config.postgres.publication).await?;
     let mut ends = BTreeMap::new();
     for table in &config.tables {
-        ends.insert(table.clone(), topics.ends(&table_topic(config, table)).await?);
+        ends.insert(
+            table.clone(),
+            topics.ends(&table_topic(config, table)).await?,
+        );
     }
     let now_s = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -369,7 +381,9 @@ fn replication_config(
     postgres: &tokio_postgres::Config,
 ) -> Result<ReplicationConfig, LifeError> {
     let mut replication = ReplicationConfig::new(postgres.clone())?;
-    replication.application_name.clone_from(&config.postgres.slot);
+    replication
+        .application_name
+        .clone_from(&config.postgres.slot);
     replication.wal_sender_timeout = Duration::from_millis(config.postgres.slot_timeout_ms);
     replication.buffer_bytes_max = config.postgres.buffer_bytes_max;
     Ok(replication)

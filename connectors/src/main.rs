@@ -49,7 +49,13 @@ async fn run(config: &ConnectorConfig) -> anyhow::Result<ExitCode> {
     let (shutdown, health) = (shutdown::on_signal()?, admin::Health::default());
     let status = StatusBoard::new(&config.source, health.clone());
     let (listen, routes) = (config.admin.clone(), status.router());
-    let served = tokio::spawn(admin::serve(listen, health, metrics, routes, shutdown.clone()));
+    let served = tokio::spawn(admin::serve(
+        listen,
+        health,
+        metrics,
+        routes,
+        shutdown.clone(),
+    ));
     tokio::select! {
         ended = connectors::run::run(config, &status, &shutdown) => {
             Ok(ended.map_or_else(|faults| stopped(&faults), |()| ExitCode::SUCCESS))

@@ -176,7 +176,10 @@ impl StatusBoard {
             status.lag_bytes = Some(lag);
             status.committed_at_us = record.committed_at_us;
             status.current_at_us = record.current_at_us;
-            status.whole = record.tables.values().all(|table| !table.columns.is_empty());
+            status.whole = record
+                .tables
+                .values()
+                .all(|table| !table.columns.is_empty());
             status.tables = record
                 .tables
                 .iter()
@@ -227,6 +230,10 @@ fn describe() {
     describe_gauge!(names::WAL_END, Unit::Bytes, "LSN of the source's WAL end");
     describe_gauge!(names::LAG, Unit::Bytes, "WAL behind the position");
     describe_gauge!(names::CURRENT_AT, Unit::Seconds, "when last known current");
-    describe_gauge!(names::UNSETTLED, Unit::Count, "sent, not known to be visible");
+    describe_gauge!(
+        names::UNSETTLED,
+        Unit::Count,
+        "sent, not known to be visible"
+    );
     describe_gauge!(names::BUFFERED, Unit::Bytes, "received and not yet handled");
 }

@@ -126,7 +126,10 @@ impl SourceBlock {
             Some(xid) => put(out, format_args!(r#","txId":{xid}"#)),
             None => out.extend_from_slice(br#","txId":null"#),
         }
-        put(out, format_args!(r#","lsn":{},"xmin":null}}"#, origin.lsn.0));
+        put(
+            out,
+            format_args!(r#","lsn":{},"xmin":null}}"#, origin.lsn.0),
+        );
     }
 }
 

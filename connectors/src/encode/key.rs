@@ -13,11 +13,7 @@ pub struct KeyColumn {
 }
 
 /// Writes the key of a row from the text of its key columns.
-pub fn write<'a>(
-    out: &mut Vec<u8>,
-    columns: &[KeyColumn],
-    texts: impl Iterator<Item = &'a [u8]>,
-) {
+pub fn write<'a>(out: &mut Vec<u8>, columns: &[KeyColumn], texts: impl Iterator<Item = &'a [u8]>) {
     out.push(b'{');
     for (number, (column, text)) in columns.iter().zip(texts).enumerate() {
         if number > 0 {
@@ -67,7 +63,14 @@ mod tests {
     #[test]
     fn a_key_of_other_columns_is_none_of_ours() {
         let columns = [column("id", Kind::Integer)];
-        for key in [&b"{}"[..], b"{\"id\":5,\"x\":1}", b"{\"other\":5}", b"{\"id\":\"5\"}", b"5", b""] {
+        for key in [
+            &b"{}"[..],
+            b"{\"id\":5,\"x\":1}",
+            b"{\"other\":5}",
+            b"{\"id\":\"5\"}",
+            b"5",
+            b"",
+        ] {
             assert_eq!(parse(&columns, key), None);
         }
     }

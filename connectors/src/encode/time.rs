@@ -114,9 +114,7 @@ fn time_us(time: &str) -> Option<i64> {
     }
     let fraction = match fraction {
         "" => 0,
-        some => {
-            digits(some)? * 10_i64.pow(u32::try_from(6 - some.len()).ok()?)
-        }
+        some => digits(some)? * 10_i64.pow(u32::try_from(6 - some.len()).ok()?),
     };
     Some(((digits(hours)? * 60 + digits(minutes)?) * 60 + digits(seconds)?) * 1_000_000 + fraction)
 }
@@ -139,7 +137,10 @@ fn civil(days: i64) -> Option<(i64, i64, i64)> {
     let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
     let of_year = of_era - (365 * year + year / 4 - year / 100);
     let shifted = (5 * of_year + 2) / 153;
-    let (day, month) = (of_year - (153 * shifted + 2) / 5 + 1, (shifted + 2) % 12 + 1);
+    let (day, month) = (
+        of_year - (153 * shifted + 2) / 5 + 1,
+        (shifted + 2) % 12 + 1,
+    );
     Some((year + era * 400 + i64::from(month <= 2), month, day))
 }
 
@@ -173,8 +174,14 @@ mod tests {
         assert_eq!(date_days("0001-12-31 BC"), Some(-719_163));
         assert_eq!(date_days("infinity"), None);
         assert_eq!(timestamp_us("1969-12-31 23:59:59.999999"), Some(-1));
-        assert_eq!(timestamp_us("2020-01-01 00:00:00.5+00"), Some(1_577_836_800_500_000));
-        assert_eq!(iso_text(1_577_836_800_000_000).unwrap(), "2020-01-01T00:00:00.000000Z");
+        assert_eq!(
+            timestamp_us("2020-01-01 00:00:00.5+00"),
+            Some(1_577_836_800_500_000)
+        );
+        assert_eq!(
+            iso_text(1_577_836_800_000_000).unwrap(),
+            "2020-01-01T00:00:00.000000Z"
+        );
         assert_eq!(
             iso_text(timestamp_us("0044-03-15 12:00:00+00 BC").unwrap()).unwrap(),
             "-0043-03-15T12:00:00.000000Z"

@@ -147,7 +147,8 @@ fn is_number(text: &str) -> bool {
     let (mantissa, exponent) = text.split_once('e').unwrap_or((text, "0"));
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, "0"));
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    is_integer(whole) && digits(fraction) && digits(exponent.trim_start_matches(['+', '-']))
+    let exponent = exponent.strip_prefix(['+', '-']).unwrap_or(exponent);
+    is_integer(whole) && digits(fraction) && digits(exponent)
 }
 
 fn number(out: &mut Vec<u8>, value: i64) {
@@ -156,7 +157,11 @@ fn number(out: &mut Vec<u8>, value: i64) {
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
     let digits = text.strip_prefix("\\x")?.as_bytes();
-    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|d| u8::try_from(d).ok());
+    let digit = |byte: u8| {
+        char::from(byte)
+            .to_digit(16)
+            .and_then(|d| u8::try_from(d).ok())
+    };
     (digits.len() % 2 == 0).then_some(())?;
     digits
         .chunks_exact(2)
@@ -195,7 +200,11 @@ mod tests {
     fn every_kind_has_its_form() {
         for (kind, text, expected) in [
             (Kind::Bool, "t", "true"),
-            (Kind::Integer, "-9223372036854775808", "-9223372036854775808"),
+            (
+                Kind::Integer,
+                "-9223372036854775808",
+                "-9223372036854775808",
+            ),
             (Kind::Float, "1.5e-07", "1.5e-07"),
             (Kind::Float, "-0", "-0"),
             (Kind::Float, "NaN", "\"NaN\""),
@@ -203,12 +212,24 @@ mod tests {
             (Kind::Numeric, "NaN", "\"NaN\""),
             (Kind::Date, "1969-12-31", "-1"),
             (Kind::Date, "infinity", "\"infinity\""),
-            (Kind::Timestamp, "2020-01-01 00:00:00.000001", "1577836800000001"),
+            (
+                Kind::Timestamp,
+                "2020-01-01 00:00:00.000001",
+                "1577836800000001",
+            ),
             (Kind::TimestampMillis, "1969-12-31 23:59:59.999", "-1"),
-            (Kind::TimestampTz, "2020-01-01 00:00:00+00", "\"2020-01-01T00:00:00.000000Z\""),
+            (
+                Kind::TimestampTz,
+                "2020-01-01 00:00:00+00",
+                "\"2020-01-01T00:00:00.000000Z\"",
+            ),
             (Kind::TimestampTz, "-infinity", "\"-infinity\""),
             (Kind::Bytes, "\\x00ff10", "\"AP8Q\""),
-            (Kind::Text, "a \"quote\"\n\u{1F600} \u{5e9}", "\"a \\\"quote\\\"\\n\u{1F600} \u{5e9}\""),
+            (
+                Kind::Text,
+                "a \"quote\"\n\u{1F600} \u{5e9}",
+                "\"a \\\"quote\\\"\\n\u{1F600} \u{5e9}\"",
+            ),
             (Kind::Other, "{1,2}", "\"{1,2}\""),
         ] {
             assert_eq!(json(kind, text), expected, "{kind:?} {text}");

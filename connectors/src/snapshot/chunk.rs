@@ -93,6 +93,7 @@ impl Life<'_> {
         View::close(session).await?;
         self.count_read(lsn).await?;
         self.progress.chunk_sent(name, next);
+        fault::point("connector.after_chunk").await;
         Ok(true)
     }
 
@@ -194,10 +195,7 @@ async fn is_moved(session: &Session, table: u32) -> Result<bool, SourceError> {
     Ok(rows.first().and_then(|row| session::text(row, 0)) != Some("f"))
 }
 
-fn key_texts(
-    captured: &Captured,
-    row: &SimpleQueryRow,
-) -> Result<Vec<String>, SourceError> {
+fn key_texts(captured: &Captured, row: &SimpleQueryRow) -> Result<Vec<String>, SourceError> {
     let texts = captured.key_at.iter().map(|at| {
         session::text(row, *at)
             .map(str::to_owned)

@@ -82,13 +82,12 @@ enum Answer {
 impl Holes {
     /// An event was sent. Any but an in-place update with a hole sets the row's values in a way
     /// that a view which does not show it cannot know.
-    pub(crate) fn touch<'a>(
-        &mut self,
-        table: u32,
-        xid: u64,
-        keys: impl Iterator<Item = &'a Key>,
-    ) {
-        if self.kept.as_ref().is_some_and(|view| view.snapshot.running(xid)) {
+    pub(crate) fn touch<'a>(&mut self, table: u32, xid: u64, keys: impl Iterator<Item = &'a Key>) {
+        if self
+            .kept
+            .as_ref()
+            .is_some_and(|view| view.snapshot.running(xid))
+        {
             self.touched
                 .extend(keys.map(|key| (table, key.json.clone())));
         }
@@ -122,7 +121,9 @@ impl Life<'_> {
             match filled {
                 Ok(Answer::Row(values)) => return Ok(Some(values)),
                 Ok(Answer::NoRow) => return Ok(None),
-                Ok(Answer::Moved) => tracing::debug!(lsn = %view.lsn_before, "a read view's table moved"),
+                Ok(Answer::Moved) => {
+                    tracing::debug!(lsn = %view.lsn_before, "a read view's table moved")
+                }
                 Err(error) if error.is_passing() => tracing::debug!(%error, "a fill comes again"),
                 Err(error) => return Err(error.into()),
             }
@@ -176,7 +177,9 @@ impl Life<'_> {
         );
         let mut rows = session.rows(DOING, &sql).await?;
         let moved = rows.pop();
-        if in_force("file_node") && moved.as_ref().and_then(|row| session::text(row, 0)) != Some("f") {
+        if in_force("file_node")
+            && moved.as_ref().and_then(|row| session::text(row, 0)) != Some("f")
+        {
             return Ok(Answer::Moved);
         }
         let Some(row) = rows.pop() else {
@@ -253,7 +256,14 @@ mod tests {
         if touched {
             rows.insert((7, key.clone()));
         }
-        can_fill(&view, &rows, 7, &key, if shown { 14 } else { 15 }, key_changed)
+        can_fill(
+            &view,
+            &rows,
+            7,
+            &key,
+            if shown { 14 } else { 15 },
+            key_changed,
+        )
     }
 
     #[test]
@@ -276,7 +286,10 @@ mod tests {
         };
         let mut holes = Holes::default();
         holes.touch(7, 30, std::iter::once(&key));
-        assert!(holes.touched.is_empty(), "without a view there is nothing to remember");
+        assert!(
+            holes.touched.is_empty(),
+            "without a view there is nothing to remember"
+        );
         holes.kept = Some(View {
             snapshot: "10:20:15".parse().unwrap(),
             opened: Instant::now(),

@@ -183,7 +183,10 @@ async fn ask(
     let names: Vec<_> = captured.key.iter().map(|c| identifier(&c.name)).collect();
     let wanted = keys.iter().map(|texts| {
         let values = captured.key.iter().zip(texts);
-        format!("({})", list(values.map(|(c, text)| constant(text, &c.type_name))))
+        format!(
+            "({})",
+            list(values.map(|(c, text)| constant(text, &c.type_name)))
+        )
     });
     let columns = list(names.iter().map(|name| format!("t.{name}")));
     let sql = format!(

@@ -42,7 +42,11 @@ impl Table {
     /// The table in SQL; ONLY, because a child's rows are the child's.
     #[must_use]
     pub fn sql(&self) -> String {
-        format!("ONLY {}.{}", identifier(&self.schema), identifier(&self.name))
+        format!(
+            "ONLY {}.{}",
+            identifier(&self.schema),
+            identifier(&self.name)
+        )
     }
 
     #[must_use]
@@ -113,7 +117,9 @@ impl Catalog {
         publication: &str,
         table: u32,
     ) -> Result<Vec<TableColumn>, SourceError> {
-        let rows = session.rows(DOING, &columns_sql(publication, table)).await?;
+        let rows = session
+            .rows(DOING, &columns_sql(publication, table))
+            .await?;
         let mut columns = Vec::with_capacity(rows.len());
         for row in rows {
             let (type_oid, type_modifier) =

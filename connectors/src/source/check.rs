@@ -115,16 +115,38 @@ async fn server(session: &Session, faults: &mut Vec<Fault>) -> Result<(), Source
         )
         .await?;
     if session::get::<u32>(DOING, &row, 0)? < VERSION_MIN {
-        fault(faults, format_args!("the source runs PostgreSQL {}; upgrade it to 15 or newer", name(&row, 4)));
+        fault(
+            faults,
+            format_args!(
+                "the source runs PostgreSQL {}; upgrade it to 15 or newer",
+                name(&row, 4)
+            ),
+        );
     }
     if name(&row, 1) != "logical" {
-        fault(faults, format_args!("the source's wal_level is {}, not logical; let the owner run: ALTER SYSTEM SET wal_level = 'logical'; and restart the server", name(&row, 1)));
+        fault(
+            faults,
+            format_args!(
+                "the source's wal_level is {}, not logical; let the owner run: ALTER SYSTEM SET wal_level = 'logical'; and restart the server",
+                name(&row, 1)
+            ),
+        );
     }
     if name(&row, 2) == "-1" {
-        fault(faults, format_args!("the source would keep WAL for a slot without limit and could fill its disk; let the owner run: ALTER SYSTEM SET max_slot_wal_keep_size = '10GB'; SELECT pg_reload_conf(); with what the disk can spare"));
+        fault(
+            faults,
+            format_args!(
+                "the source would keep WAL for a slot without limit and could fill its disk; let the owner run: ALTER SYSTEM SET max_slot_wal_keep_size = '10GB'; SELECT pg_reload_conf(); with what the disk can spare"
+            ),
+        );
     }
     if name(&row, 3) == "SQL_ASCII" {
-        fault(faults, format_args!("the source's database has the encoding SQL_ASCII, in which text has no meaning; let the owner move it to a database with ENCODING 'UTF8'"));
+        fault(
+            faults,
+            format_args!(
+                "the source's database has the encoding SQL_ASCII, in which text has no meaning; let the owner move it to a database with ENCODING 'UTF8'"
+            ),
+        );
     }
     Ok(())
 }
@@ -142,7 +164,13 @@ async fn role(
         .await?;
     if !is_true(&row, 0) {
         let user = postgres.get_user().unwrap_or_default();
-        fault(faults, format_args!("user {user} may not replicate; let the owner run: ALTER ROLE {} REPLICATION;", identifier(user)));
+        fault(
+            faults,
+            format_args!(
+                "user {user} may not replicate; let the owner run: ALTER ROLE {} REPLICATION;",
+                identifier(user)
+            ),
+        );
     }
     Ok(())
 }
@@ -162,7 +190,16 @@ async fn slot(
         return Ok(());
     };
     if name(&row, 0) != "logical" || name(&row, 1) != "pgoutput" || !is_true(&row, 3) {
-        fault(faults, format_args!("the replication slot {slot} belongs to something else ({} {} {}); set another name in postgres.slot, or if nobody needs it let the owner run: SELECT pg_drop_replication_slot({});", name(&row, 0), name(&row, 1), name(&row, 2), literal(slot)));
+        fault(
+            faults,
+            format_args!(
+                "the replication slot {slot} belongs to something else ({} {} {}); set another name in postgres.slot, or if nobody needs it let the owner run: SELECT pg_drop_replication_slot({});",
+                name(&row, 0),
+                name(&row, 1),
+                name(&row, 2),
+                literal(slot)
+            ),
+        );
     }
     Ok(())
 }
@@ -183,14 +220,29 @@ async fn publication(
     let tables = tables.collect::<Vec<_>>().join(", ");
     let quoted = identifier(publication);
     let Some(row) = session.rows(DOING, &sql).await?.into_iter().next() else {
-        fault(faults, format_args!("the source has no publication {publication}; let the owner run: CREATE PUBLICATION {quoted} FOR TABLE {tables};"));
+        fault(
+            faults,
+            format_args!(
+                "the source has no publication {publication}; let the owner run: CREATE PUBLICATION {quoted} FOR TABLE {tables};"
+            ),
+        );
         return Ok(false);
     };
     if is_true(&row, 0) {
-        fault(faults, format_args!("the publication {publication} is FOR ALL TABLES, so a table without a primary key would refuse its owner's UPDATEs; let the owner run: DROP PUBLICATION {quoted}; CREATE PUBLICATION {quoted} FOR TABLE {tables};"));
+        fault(
+            faults,
+            format_args!(
+                "the publication {publication} is FOR ALL TABLES, so a table without a primary key would refuse its owner's UPDATEs; let the owner run: DROP PUBLICATION {quoted}; CREATE PUBLICATION {quoted} FOR TABLE {tables};"
+            ),
+        );
     }
     if !is_true(&row, 1) {
-        fault(faults, format_args!("the publication {publication} leaves out some kinds of changes; let the owner run: ALTER PUBLICATION {quoted} SET (publish = 'insert, update, delete, truncate');"));
+        fault(
+            faults,
+            format_args!(
+                "the publication {publication} leaves out some kinds of changes; let the owner run: ALTER PUBLICATION {quoted} SET (publish = 'insert, update, delete, truncate');"
+            ),
+        );
     }
     Ok(true)
 }
@@ -221,37 +273,95 @@ async fn table_faults(
         literal(schema),
         literal(table)
     );
-    let (quoted, publication) = (sql_name(qualified), identifier(&config.postgres.publication));
+    let (quoted, publication) = (
+        sql_name(qualified),
+        identifier(&config.postgres.publication),
+    );
     let Some(row) = session.rows(DOING, &sql).await?.into_iter().next() else {
-        fault(faults, format_args!("the source has no table {qualified}; correct the key tables"));
+        fault(
+            faults,
+            format_args!("the source has no table {qualified}; correct the key tables"),
+        );
         return Ok(());
     };
     if name(&row, 0) != "r" || name(&row, 9) != "p" {
-        fault(faults, format_args!("{qualified} is no ordinary table (partitioned, foreign and unlogged ones and views are not captured); take it out of the key tables"));
+        fault(
+            faults,
+            format_args!(
+                "{qualified} is no ordinary table (partitioned, foreign and unlogged ones and views are not captured); take it out of the key tables"
+            ),
+        );
         return Ok(());
     }
     if !is_true(&row, 2) {
-        fault(faults, format_args!("the table {qualified} has no primary key, so its rows cannot be told apart; let the owner run: ALTER TABLE {quoted} ADD PRIMARY KEY (…);"));
+        fault(
+            faults,
+            format_args!(
+                "the table {qualified} has no primary key, so its rows cannot be told apart; let the owner run: ALTER TABLE {quoted} ADD PRIMARY KEY (…);"
+            ),
+        );
         return Ok(());
     }
     if !matches!(name(&row, 1), "d" | "f") && !is_true(&row, 11) {
-        fault(faults, format_args!("the table {qualified} does not log its primary key on UPDATE and DELETE; let the owner run: ALTER TABLE {quoted} REPLICA IDENTITY DEFAULT;"));
+        fault(
+            faults,
+            format_args!(
+                "the table {qualified} does not log its primary key on UPDATE and DELETE; let the owner run: ALTER TABLE {quoted} REPLICA IDENTITY DEFAULT;"
+            ),
+        );
     }
     let user = identifier(name(&row, 10));
     if !is_true(&row, 3) {
-        fault(faults, format_args!("user {} may not use the schema {schema}; let the owner run: GRANT USAGE ON SCHEMA {} TO {user};", name(&row, 10), identifier(schema)));
+        fault(
+            faults,
+            format_args!(
+                "user {} may not use the schema {schema}; let the owner run: GRANT USAGE ON SCHEMA {} TO {user};",
+                name(&row, 10),
+                identifier(schema)
+            ),
+        );
     }
     if !is_true(&row, 4) {
-        fault(faults, format_args!("user {} may not read the table {qualified}; let the owner run: GRANT SELECT ON {quoted} TO {user};", name(&row, 10)));
+        fault(
+            faults,
+            format_args!(
+                "user {} may not read the table {qualified}; let the owner run: GRANT SELECT ON {quoted} TO {user};",
+                name(&row, 10)
+            ),
+        );
     } else if is_true(&row, 5) {
-        fault(faults, format_args!("row security hides rows of {qualified} from user {}; let the owner run: ALTER ROLE {user} BYPASSRLS;", name(&row, 10)));
+        fault(
+            faults,
+            format_args!(
+                "row security hides rows of {qualified} from user {}; let the owner run: ALTER ROLE {user} BYPASSRLS;",
+                name(&row, 10)
+            ),
+        );
     }
     if published && !is_true(&row, 6) {
-        fault(faults, format_args!("the publication {} lacks the table {qualified}; let the owner run: ALTER PUBLICATION {publication} ADD TABLE {quoted};", config.postgres.publication));
+        fault(
+            faults,
+            format_args!(
+                "the publication {} lacks the table {qualified}; let the owner run: ALTER PUBLICATION {publication} ADD TABLE {quoted};",
+                config.postgres.publication
+            ),
+        );
     } else if published && is_true(&row, 7) {
-        fault(faults, format_args!("the publication {} filters the rows of {qualified}; let the owner run: ALTER PUBLICATION {publication} DROP TABLE {quoted}; ALTER PUBLICATION {publication} ADD TABLE {quoted};", config.postgres.publication));
+        fault(
+            faults,
+            format_args!(
+                "the publication {} filters the rows of {qualified}; let the owner run: ALTER PUBLICATION {publication} DROP TABLE {quoted}; ALTER PUBLICATION {publication} ADD TABLE {quoted};",
+                config.postgres.publication
+            ),
+        );
     } else if published && !is_true(&row, 8) {
-        fault(faults, format_args!("the publication {} leaves out a column of the primary key of {qualified}; let the owner run: ALTER PUBLICATION {publication} DROP TABLE {quoted}; ALTER PUBLICATION {publication} ADD TABLE {quoted};", config.postgres.publication));
+        fault(
+            faults,
+            format_args!(
+                "the publication {} leaves out a column of the primary key of {qualified}; let the owner run: ALTER PUBLICATION {publication} DROP TABLE {quoted}; ALTER PUBLICATION {publication} ADD TABLE {quoted};",
+                config.postgres.publication
+            ),
+        );
     }
     Ok(())
 }
@@ -264,12 +374,22 @@ async fn key_types(
 ) -> Result<(), SourceError> {
     let catalog = Catalog::read(session, &config.postgres.publication, &config.tables).await?;
     for (qualified, table) in &catalog.tables {
-        for column in table.key.iter().filter(|column| !column.kind.is_invertible()) {
+        for column in table
+            .key
+            .iter()
+            .filter(|column| !column.kind.is_invertible())
+        {
             let kind = match column.kind {
                 Kind::Float => "a float is no exact value",
                 _ => "its values have no form of their own in a record's key",
             };
-            fault(faults, format_args!("the primary key column {} of {qualified} is of type {}, which cannot be captured: {kind}; take the table out of the key tables", column.name, column.type_name));
+            fault(
+                faults,
+                format_args!(
+                    "the primary key column {} of {qualified} is of type {}, which cannot be captured: {kind}; take the table out of the key tables",
+                    column.name, column.type_name
+                ),
+            );
         }
     }
     Ok(())

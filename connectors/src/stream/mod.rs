@@ -109,7 +109,9 @@ impl Life<'_> {
         let pulse = self.pulse.borrow_and_update();
         self.unsettled.settle(&pulse.snapshot);
         self.progress.current(pulse.flushed, pulse.at_us);
-        gauge!(names::UNSETTLED).set(f64::from(u32::try_from(self.unsettled.len()).unwrap_or(u32::MAX)));
+        gauge!(names::UNSETTLED).set(f64::from(
+            u32::try_from(self.unsettled.len()).unwrap_or(u32::MAX),
+        ));
         let buffered = u32::try_from(self.stream.buffered_bytes()).unwrap_or(u32::MAX);
         gauge!(names::BUFFERED).set(f64::from(buffered));
     }

@@ -145,7 +145,14 @@ impl Life<'_> {
         // With REPLICA IDENTITY FULL an old key comes with every update.
         let old_key = old_key.filter(|old| old.json != key.json);
         let fillings = self
-            .fillings(&captured, &transaction, &new, old.as_ref(), &key, old_key.is_some())
+            .fillings(
+                &captured,
+                &transaction,
+                &new,
+                old.as_ref(),
+                &key,
+                old_key.is_some(),
+            )
             .await?;
         if let (Some(old), Some(old_key)) = (&old, &old_key) {
             let before = old_json(&captured, old);

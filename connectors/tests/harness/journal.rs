@@ -1,0 +1,216 @@
+//! Everything that stands in a source's topics, in order, and what a reader of it knows.
+//!
+//! A reader of its own, on rdkafka alone: it sees what any consumer sees, headers included, and
+//! tells the state at *every* whole checkpoint, where the product's reader may skip some.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use kafka::{Checkpoint, Lsn};
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{Headers, Message};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use serde_json::Value;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A record of a table's topic.
+#[derive(Debug, Clone)]
+pub(crate) struct Record {
+    pub(crate) topic: String,
+    pub(crate) partition: i32,
+    pub(crate) offset: i64,
+    pub(crate) key: String,
+    pub(crate) value: Option<Value>,
+    pub(crate) headers: Vec<(String, String)>,
+}
+
+/// A row: its JSON.
+pub(crate) type Row = Value;
+
+/// Table → key → row.
+pub(crate) type Tables = BTreeMap<String, BTreeMap<String, Row>>;
+
+/// What stands in the topics, read committed.
+pub(crate) struct Journal {
+    consumer: BaseConsumer,
+    prefix: String,
+    topics: Vec<String>,
+    checkpoint_topic: String,
+    assigned: bool,
+    pub(crate) records: Vec<Record>,
+    pub(crate) checkpoints: Vec<Checkpoint>,
+}
+
+impl Journal {
+    pub(super) fn new(bootstrap: &str, prefix: &str, tables: &[String]) -> Result<Self> {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", bootstrap)
+            .set("group.id", "journal")
+            .set("enable.auto.commit", "false")
+            .set("isolation.level", "read_committed")
+            .set("enable.partition.eof", "true")
+            .set("fetch.wait.max.ms", "20")
+            .create()?;
+        let prefix = format!("{prefix}shop.");
+        Ok(Self {
+            consumer,
+            topics: tables.iter().map(|t| format!("{prefix}{t}")).collect(),
+            checkpoint_topic: format!("{prefix}checkpoint"),
+            prefix,
+            assigned: false,
+            records: Vec::new(),
+            checkpoints: Vec::new(),
+        })
+    }
+
+    /// Reads until `seen`.
+    pub(crate) async fn until(&mut self, what: &str, seen: impl Fn(&Self) -> bool) -> Result<()> {
+        let begun = Instant::now();
+        loop {
+            self.read_on()?;
+            if seen(self) {
+                return Ok(());
+            }
+            if begun.elapsed() > PATIENCE {
+                bail!(
+                    "waited in vain: {what}; {} records, last checkpoint {:#?}",
+                    self.records.len(),
+                    self.checkpoints.last()
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Reads until a whole checkpoint is at or past `lsn`.
+    pub(crate) async fn until_position(&mut self, lsn: Lsn) -> Result<()> {
+        self.until(&format!("a whole checkpoint at {lsn}"), |journal| {
+            journal
+                .checkpoints
+                .last()
+                .is_some_and(|last| last.is_whole() && last.position >= lsn)
+        })
+        .await
+    }
+
+    fn read_on(&mut self) -> Result<()> {
+        if !self.assigned && !self.assign()? {
+            return Ok(());
+        }
+        while let Some(message) = self.consumer.poll(Duration::from_millis(10)) {
+            let message = match message {
+                Ok(message) => message.detach(),
+                Err(KafkaError::PartitionEOF(_)) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let value = message.payload();
+            if message.topic() == self.checkpoint_topic {
+                let record = value.context("a checkpoint without a value")?;
+                self.checkpoints.push(serde_json::from_slice(record)?);
+                continue;
+            }
+            let headers = message.headers().map(|headers| {
+                headers
+                    .iter()
+                    .map(|header| (header.key.to_owned(), text(header.value)))
+                    .collect()
+            });
+            self.records.push(Record {
+                topic: message.topic().to_owned(),
+                partition: message.partition(),
+                offset: message.offset(),
+                key: text(message.key()),
+                value: value.map(serde_json::from_slice).transpose()?,
+                headers: headers.unwrap_or_default(),
+            });
+        }
+        Ok(())
+    }
+
+    fn assign(&mut self) -> Result<bool> {
+        let metadata = self.consumer.fetch_metadata(None, PATIENCE)?;
+        let mut all = TopicPartitionList::new();
+        for name in self.topics.iter().chain([&self.checkpoint_topic]) {
+            let topic = metadata.topics().iter().find(|topic| topic.name() == name);
+            let Some(topic) = topic.filter(|topic| !topic.partitions().is_empty()) else {
+                return Ok(false);
+            };
+            for partition in topic.partitions() {
+                all.add_partition_offset(name, partition.id(), Offset::Beginning)?;
+            }
+        }
+        self.consumer.assign(&all)?;
+        self.assigned = true;
+        Ok(true)
+    }
+
+    /// The tables as a reader has them who has read everything.
+    pub(crate) fn tables(&self) -> Tables {
+        self.tables_below(|_| true)
+    }
+
+    /// The tables at a checkpoint: read to its offsets and no further.
+    pub(crate) fn tables_at(&self, checkpoint: &Checkpoint) -> Tables {
+        self.tables_below(|record| {
+            let partitions = checkpoint.offsets.get(&record.topic);
+            let end = partitions.and_then(|ends| ends.get(&record.partition));
+            end.is_some_and(|end| record.offset < *end)
+        })
+    }
+
+    /// Every whole checkpoint with the tables at it.
+    pub(crate) fn history(&self) -> impl Iterator<Item = (&Checkpoint, Tables)> {
+        self.checkpoints
+            .iter()
+            .filter(|checkpoint| checkpoint.is_whole())
+            .map(|checkpoint| (checkpoint, self.tables_at(checkpoint)))
+    }
+
+    fn tables_below(&self, covered: impl Fn(&Record) -> bool) -> Tables {
+        let mut tables = Tables::new();
+        for topic in &self.topics {
+            tables.insert(self.table(topic), BTreeMap::new());
+        }
+        for record in self.records.iter().filter(|record| covered(record)) {
+            let rows = tables.entry(self.table(&record.topic)).or_default();
+            let after = record.value.as_ref().map(|value| &value["after"]);
+            match after {
+                Some(after) if !after.is_null() => {
+                    rows.insert(record.key.clone(), after.clone());
+                }
+                _ => _ = rows.remove(&record.key),
+            }
+        }
+        tables
+    }
+
+    /// Records of a table (`public.name`).
+    pub(crate) fn of(&self, table: &str) -> Vec<&Record> {
+        let topic = format!("{}{table}", self.prefix);
+        self.records
+            .iter()
+            .filter(|record| record.topic == topic)
+            .collect()
+    }
+
+    /// How many events of a kind (`c`, `u`, `d`, `r`) a key has.
+    pub(crate) fn count(&self, table: &str, key: &str, op: &str) -> usize {
+        self.of(table)
+            .iter()
+            .filter(|record| record.key == key)
+            .filter(|record| record.value.as_ref().is_some_and(|value| value["op"] == op))
+            .count()
+    }
+
+    fn table(&self, topic: &str) -> String {
+        topic.strip_prefix(&self.prefix).unwrap_or(topic).to_owned()
+    }
+}
+
+fn text(bytes: Option<&[u8]>) -> String {
+    String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned()
+}
