@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
-use crate::topics::Place;
+use crate::topics::{Aggregator, Place, wait};
 
 /// Between loading, first serving and applying, a process passes each point several times.
 const POINTS: [&str; 4] = [
@@ -61,7 +61,7 @@ async fn a_paused_holder_is_replaced_and_cannot_write_when_it_comes_back() -> Re
         while !first.log().contains("SIGSTOP") {
             place.work().await?;
         }
-        first.stopped().await?;
+        stopped(&first).await?;
         second.says("follows every source").await?;
         place.work().await?;
         place.caught_up(&[&first, &second]).await?;
@@ -84,4 +84,17 @@ async fn a_paused_holder_is_replaced_and_cannot_write_when_it_comes_back() -> Re
         assert_eq!(now, writer, "{}", first.log());
     }
     Ok(())
+}
+
+/// Waits until SIGSTOP holds the process.
+async fn stopped(aggregator: &Aggregator) -> Result<()> {
+    let stat = format!("/proc/{}/stat", aggregator.process.id());
+    wait("stopped", aggregator, || {
+        let state = std::fs::read_to_string(&stat).unwrap_or_default();
+        // The state follows the name, which stands in parentheses.
+        state
+            .rsplit_once(") ")
+            .is_some_and(|(_, rest)| rest.starts_with('T'))
+    })
+    .await
 }

@@ -8,6 +8,10 @@ use crate::Database;
 use crate::shop::Shop;
 use crate::source::mirror;
 
+/// A time of a four-digit year as JSON has it; stands for `$time(d.date)`.
+const TIME: &str = "replace(left((d.date AT TIME ZONE 'UTC')::text, 19), ' ', 'T') || '.'
+    || lpad((extract(microseconds FROM d.date)::bigint % 1000000)::text, 6, '0') || 'Z'";
+
 /// A unified table and the SELECT that it must equal, `revision` aside. `$warehouse` and so on
 /// stand for whether that source is known.
 const JOINS: [(&str, &str); 4] = [
@@ -15,7 +19,7 @@ const JOINS: [(&str, &str); 4] = [
         "SELECT id, order_id, amount, details, unknown FROM public.transactions",
         "SELECT x.id, x.order_id, coalesce(sum(d.sum), 0.00) AS amount,
             coalesce(jsonb_agg(jsonb_build_object('id', d.id, 'amount', d.sum::text, 'booked_at',
-                replace((d.date AT TIME ZONE 'UTC')::text, ' ', 'T') || 'Z')
+                $time(d.date))
                 ORDER BY d.id) FILTER (WHERE d.id IS NOT NULL), '[]') AS details,
             '{}'::text[] AS unknown
         FROM accounting.ac_transaction AS x
@@ -50,7 +54,7 @@ const JOINS: [(&str, &str); 4] = [
                 FROM (
                     SELECT x.id, x.order_id, coalesce(sum(d.sum), 0.00) AS amount,
                         coalesce(jsonb_agg(jsonb_build_object('id', d.id, 'amount', d.sum::text,
-                            'booked_at', replace((d.date AT TIME ZONE 'UTC')::text, ' ', 'T') || 'Z')
+                            'booked_at', $time(d.date))
                             ORDER BY d.id) FILTER (WHERE d.id IS NOT NULL), '[]') AS details
                     FROM accounting.ac_transaction AS x
                     LEFT JOIN accounting.ac_transactiondetail AS d ON d.transaction_id = x.id
@@ -104,7 +108,7 @@ const JOINS: [(&str, &str); 4] = [
 /// Every unified table equals its join, where these sources are known.
 pub(crate) async fn unified_tables_equal_joins(view: &Database, known: &[&str]) -> Result<()> {
     for (table, join) in JOINS {
-        let mut join = join.to_owned();
+        let mut join = join.replace("$time(d.date)", TIME);
         for source in aggregator::SOURCES {
             let is_known = known.contains(&source).to_string();
             join = join.replace(&format!("${source}"), &is_known);

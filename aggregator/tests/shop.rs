@@ -1,5 +1,10 @@
 //! Three sources that live: random transactions of a shop, with few ids, so that rows meet.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "what the tests made themselves is there"
+)]
+
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};

@@ -1,5 +1,10 @@
 //! A source as the aggregator sees it: topics of change events, and checkpoints.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "what the tests made themselves is there"
+)]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

@@ -1,1 +1,91 @@
+//! What view transactions cost. `cargo test -p aggregator --release -- --ignored speed --nocapture`
+//! prints the figures; as a test this only bounds how a small change's cost grows with the view.
 
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use crate::Database;
+use crate::oracle::unified_tables_equal_joins;
+use crate::rules::{apply, begin, order};
+use crate::shop::LINE;
+
+#[tokio::test]
+#[ignore = "measures; run it alone"]
+async fn speed_of_small_and_large_view_transactions() -> Result<()> {
+    let database = Database::new().await?;
+    let (mut view, mut shop) = begin(&database).await?;
+    let small_ms = small(&database, &mut view, &mut shop, 1000).await?;
+    let (orders, lines) = (25_000, 4);
+    let began = Instant::now();
+    for id in 0..orders {
+        let id = 100_000 + id;
+        order(&mut shop, id, id % 500);
+        for line in 0..lines {
+            let row = json!({
+                "id": id * 10 + line, "item_id": (id + line) % 200, "unit_price": "1.25",
+                "quantity": 2, "order_id": id,
+            });
+            shop.sales.put(LINE, row);
+        }
+    }
+    shop.sales.checkpoint();
+    let events = orders * (lines + 1);
+    println!("{events} events made in {:?}", began.elapsed());
+    let began = Instant::now();
+    let part = shop.sales.part(&view.standing("sales"));
+    println!("{events} events decoded in {:?}", began.elapsed());
+    let began = Instant::now();
+    let mut changes = part.changes.into_iter();
+    loop {
+        let step: Vec<_> = changes.by_ref().take(10_000).collect();
+        if step.is_empty() {
+            break;
+        }
+        view.step("sales", step).await?;
+    }
+    let part = aggregator::view::Part {
+        moved: part.moved,
+        changes: Vec::new(),
+    };
+    view.apply(vec![part]).await?;
+    let took = began.elapsed();
+    println!(
+        "{events} events as one view transaction in {took:?}: {:.0} events/s",
+        events as f64 / took.as_secs_f64()
+    );
+    unified_tables_equal_joins(&database, &aggregator::SOURCES).await?;
+    let later_ms = small(&database, &mut view, &mut shop, 1000).await?;
+    println!("small view transactions: median {small_ms:.2} ms, later {later_ms:.2} ms");
+    ensure!(later_ms < 3.0 * small_ms + 1.0);
+    Ok(())
+}
+
+/// An order with two lines, each in a view transaction of its own; the median, milliseconds.
+async fn small(
+    database: &Database,
+    view: &mut aggregator::view::View,
+    shop: &mut crate::shop::Shop,
+    count: i64,
+) -> Result<f64> {
+    let first: i64 = database
+        .one("SELECT max(id) + 1 FROM public.orders")
+        .await?;
+    let mut took = Vec::new();
+    for id in first..first + count {
+        order(shop, id, id % 500);
+        for line in 0..2 {
+            let row = json!({
+                "id": id * 10 + line, "item_id": (id + line) % 200, "unit_price": "1.25",
+                "quantity": 2, "order_id": id,
+            });
+            shop.sales.put(LINE, row);
+        }
+        let began = Instant::now();
+        apply(view, shop, "sales").await?;
+        took.push(began.elapsed().as_secs_f64() * 1000.0);
+    }
+    took.sort_by(f64::total_cmp);
+    Ok(took[took.len() / 2])
+}

@@ -183,37 +183,7 @@ impl Aggregator {
 
     /// Waits until its log says this.
     pub(crate) async fn says(&self, words: &str) -> Result<()> {
-        self.until(words, |log| log.contains(words)).await
-    }
-
-    pub(crate) async fn until(&self, what: &str, found: impl Fn(&str) -> bool) -> Result<()> {
-        let deadline = Instant::now() + WITHIN;
-        while !found(&self.log()) {
-            if Instant::now() > deadline {
-                bail!("does not say: {what}\n{}", self.log());
-            }
-            tokio::time::sleep(POLL).await;
-        }
-        Ok(())
-    }
-
-    /// Waits until SIGSTOP holds it.
-    pub(crate) async fn stopped(&self) -> Result<()> {
-        let stat = format!("/proc/{}/stat", self.process.id());
-        let deadline = Instant::now() + WITHIN;
-        loop {
-            let state = std::fs::read_to_string(&stat).unwrap_or_default();
-            let state = state
-                .rsplit_once(") ")
-                .map(|(_, rest)| rest.starts_with('T'));
-            if state == Some(true) {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                bail!("not stopped\n{}", self.log());
-            }
-            tokio::time::sleep(POLL).await;
-        }
+        wait(words, self, || self.log().contains(words)).await
     }
 
     /// What `/readyz` answers.
@@ -227,6 +197,18 @@ impl Aggregator {
         let body = answer.split_once("\r\n\r\n").map(|(_, body)| body);
         Ok(body.unwrap_or_default().trim().to_owned())
     }
+}
+
+/// Waits for a state of a process, named `what` where it does not come.
+pub(crate) async fn wait(what: &str, of: &Aggregator, here: impl Fn() -> bool) -> Result<()> {
+    let deadline = Instant::now() + WITHIN;
+    while !here() {
+        if Instant::now() > deadline {
+            bail!("waited in vain: {what}\n{}", of.log());
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
 }
 
 #[tokio::test]
