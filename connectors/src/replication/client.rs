@@ -184,7 +184,11 @@ impl ReplicationClient {
                 slot: slot.to_owned(),
                 source,
             })?;
-        Ok(ReplicationStream::spawn(self.session, &self.config))
+        Ok(ReplicationStream::spawn(
+            self.session.transport,
+            self.session.input,
+            &self.config,
+        ))
     }
 }
 

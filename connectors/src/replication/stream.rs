@@ -16,7 +16,8 @@ use super::error::{CommandError, ReplicationError};
 use super::feedback::{self, Feedback};
 use super::frame::{self, HEADER_BYTES, tag};
 use super::message::{RawEvent, ReplicationEvent, ReplicationMessage};
-use super::session::{Session, log_notice, server_error};
+use super::session::{log_notice, server_error};
+use super::transport::Transport;
 
 /// Read at once, at most: also how much memory one kept row can hold on to.
 const CHUNK_BYTES_MAX: usize = 256 << 10;
@@ -46,14 +47,19 @@ pub struct ReplicationStream {
 }
 
 impl ReplicationStream {
-    pub(super) fn spawn(session: Session, config: &ReplicationConfig) -> Self {
+    /// From a connection that streams, and what of the stream came with the answer before it.
+    pub(super) fn spawn(
+        transport: Box<dyn Transport>,
+        input: BytesMut,
+        config: &ReplicationConfig,
+    ) -> Self {
         let buffer = Arc::new(Buffer::new(config.buffer_bytes_max));
         let feedback = Feedback::new();
-        let (receiving, sending) = tokio::io::split(session.transport);
+        let (receiving, sending) = tokio::io::split(transport);
         let mut tasks = JoinSet::new();
         let reader = Reader {
             socket: receiving,
-            input: session.input,
+            input,
             chunk_bytes: (config.buffer_bytes_max / 4).clamp(CHUNK_BYTES_MIN, CHUNK_BYTES_MAX),
             message_bytes_max: config.message_bytes_max,
             silence_max: config.read_timeout,
@@ -357,3 +363,6 @@ impl<Socket: AsyncRead + Unpin> Reader<Socket> {
         Ok(self.input.capacity())
     }
 }
+
+#[cfg(test)]
+mod tests;
