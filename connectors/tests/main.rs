@@ -1,5 +1,7 @@
 //! The connector on a real PostgreSQL and a real Kafka. See README.md beside this file.
 
+#[cfg(feature = "faults")]
+mod crashes;
 mod harness;
 mod replication;
 mod streaming;

@@ -1,7 +1,9 @@
 //! A source with tables of the test's own, a connector process over it, and its topics read back.
 
+mod check;
 mod journal;
 mod rig;
 
-pub(crate) use journal::{Journal, Row, Tables};
+pub(crate) use check::{always, equals_source, sum};
+pub(crate) use journal::{Journal, Tables};
 pub(crate) use rig::{Connector, Rig, eventually};
