@@ -17,6 +17,7 @@ use tests::topics::Reader;
 use tokio_util::sync::CancellationToken;
 
 use super::guarded::{Guarded, Seen};
+use super::writers::PROBE;
 
 /// Between two looks of a watcher that nothing paces: the two cores are for the stack.
 const PACE: Duration = Duration::from_millis(5);
@@ -283,11 +284,14 @@ pub(super) async fn read_own_writes(
 
 /// A row of the probe's own; the statement that writes a number to it; where it is read.
 async fn probe(client: &tokio_postgres::Client, system: System) -> Result<(String, String)> {
+    let probe_item = format!(
+        "with item as (insert into wh_item (name, description, country_of_origin)
+             values ('probe', '', '{PROBE}') returning id)
+         insert into wh_quantity (quantity, item_id) select 0, id from item returning item_id"
+    );
     let (make, write, path) = match system {
         System::Warehouse => (
-            "with item as (insert into wh_item (name, description, country_of_origin)
-                 values ('probe', '', 'probe') returning id)
-             insert into wh_quantity (quantity, item_id) select 0, id from item returning item_id",
+            probe_item.as_str(),
             "update wh_quantity set quantity = $1 where item_id = ",
             "products",
         ),

@@ -20,22 +20,25 @@ fn long_text(random: &mut ChaCha8Rng) -> String {
         .collect()
 }
 
-/// A random row's id.
-async fn pick(writing: &Transaction<'_>, random: &mut ChaCha8Rng, table: &str) -> Result<i64> {
+/// The country of the items that belong to those who read their own writes.
+pub(super) const PROBE: &str = "probe";
+
+/// A random item's id, but for the probes'.
+async fn pick(writing: &Transaction<'_>, random: &mut ChaCha8Rng) -> Result<i64> {
     let place: f64 = random.random();
-    // Near a random place between the lowest and the highest id; the guarded rows and the probes'
-    // are not among the candidates of the writers.
-    let sql = format!(
-        "select coalesce((select id from {table}, (select min(id) as low, max(id) as high
-             from {table}) bounds where id >= low + (high - low) * $1 order by id limit 1), 1)"
-    );
-    Ok(writing.query_one(&sql, &[&place]).await?.get(0))
+    // The next one from a random place between the lowest and the highest id.
+    let sql = "select coalesce((select id from wh_item,
+                   (select min(id) as low, max(id) as high from wh_item) bounds
+               where id >= low + (high - low) * $1::float8 and country_of_origin <> $2
+               order by id limit 1), 1)";
+    let row = writing.query_one(sql, &[&place, &PROBE]).await?;
+    Ok(row.get(0))
 }
 
 /// One transaction in the warehouse.
 pub(super) async fn warehouse(random: &mut ChaCha8Rng, client: &mut Client) -> Result<()> {
     let writing = client.transaction().await?;
-    let item = pick(&writing, random, "wh_item").await?;
+    let item = pick(&writing, random).await?;
     match random.random_range(0..10) {
         0 => {
             // An item is three commits; here is the first, and maybe never the others.
