@@ -25,6 +25,7 @@
 //! Sources of the formats: PostgreSQL's documentation, "Streaming Replication Protocol",
 //! "Logical Streaming Replication Protocol" and "Logical Replication Message Formats".
 
+mod authentication;
 mod buffer;
 mod client;
 mod config;

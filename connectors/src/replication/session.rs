@@ -4,12 +4,11 @@ use std::fmt;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use postgres_protocol::authentication::md5_hash;
-use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
+use super::authentication::Authentication;
 use super::config::{ReplicationConfig, SESSION_SETTINGS};
 use super::error::{CommandError, ReplicationError, ServerError};
 use super::frame::{self, Frame, tag};
@@ -98,7 +97,7 @@ impl Session {
             source,
         };
         session.send_startup(config).await.map_err(failed)?;
-        session.authenticate(config, &failed).await?;
+        session.authenticate(config).await?;
         session.await_ready().await.map_err(failed)?;
         Ok(session)
     }
@@ -127,78 +126,18 @@ impl Session {
         self.flush().await
     }
 
-    async fn authenticate(
-        &mut self,
-        config: &ReplicationConfig,
-        failed: &impl Fn(CommandError) -> ReplicationError,
-    ) -> Result<(), ReplicationError> {
-        let user = config.postgres.get_user().unwrap_or_default();
-        let password = || {
-            config
-                .postgres
-                .get_password()
-                .ok_or_else(|| ReplicationError::PasswordMissing {
-                    user: user.to_owned(),
-                })
+    async fn authenticate(&mut self, config: &ReplicationConfig) -> Result<(), ReplicationError> {
+        let address = self.address.to_string();
+        let mut authentication = Authentication::new(&config.postgres, address.clone());
+        let failed = |source| ReplicationError::Startup {
+            address: address.clone(),
+            source,
         };
-        let protocol = |what: &str| failed(CommandError::Protocol(what.to_owned()));
-        let mut scram: Option<ScramSha256> = None;
-        let mut proven = false;
         loop {
-            let mut body = self.expect(tag::AUTHENTICATION).await.map_err(failed)?;
-            let method = body
-                .try_get_u32()
-                .map_err(|_| protocol("an authentication request is cut short"))?;
-            let written = match method {
-                // A server that began SCRAM owes us its proof, else it may be anybody.
-                0 if scram.is_none() || proven => return Ok(()),
-                0 => return Err(protocol("the server ended SCRAM before its proof")),
-                3 => frontend::password_message(password()?, &mut self.output),
-                5 => {
-                    let salt = body
-                        .first_chunk::<4>()
-                        .ok_or_else(|| protocol("a salt is cut short"))?;
-                    let hash = md5_hash(user.as_bytes(), password()?, *salt);
-                    frontend::password_message(hash.as_bytes(), &mut self.output)
-                }
-                10 => {
-                    if !body
-                        .split(|&byte| byte == 0)
-                        .any(|name| name == SCRAM_SHA_256.as_bytes())
-                    {
-                        return Err(unsupported("another kind of SASL"));
-                    }
-                    let begun =
-                        scram.insert(ScramSha256::new(password()?, ChannelBinding::unsupported()));
-                    frontend::sasl_initial_response(
-                        SCRAM_SHA_256,
-                        begun.message(),
-                        &mut self.output,
-                    )
-                }
-                11 => {
-                    let scram = scram
-                        .as_mut()
-                        .filter(|_| !proven)
-                        .ok_or_else(|| protocol("SCRAM goes on before it began"))?;
-                    scram.update(&body).map_err(ReplicationError::Scram)?;
-                    frontend::sasl_response(scram.message(), &mut self.output)
-                }
-                12 => {
-                    scram
-                        .as_mut()
-                        .ok_or_else(|| protocol("SCRAM ends before it began"))?
-                        .finish(&body)
-                        .map_err(ReplicationError::Scram)?;
-                    proven = true;
-                    continue;
-                }
-                2 => return Err(unsupported("Kerberos V5")),
-                7 | 8 => return Err(unsupported("GSSAPI")),
-                9 => return Err(unsupported("SSPI")),
-                _ => return Err(unsupported("an unknown kind of")),
-            };
-            written.map_err(|error| failed(CommandError::Io(error)))?;
+            let request = self.expect(tag::AUTHENTICATION).await.map_err(failed)?;
+            if authentication.answer(request, &mut self.output)? {
+                return Ok(());
+            }
             self.flush().await.map_err(failed)?;
         }
     }
@@ -370,10 +309,6 @@ pub(super) fn server_error(body: &[u8]) -> CommandError {
 pub(super) fn log_notice(body: &[u8]) {
     let notice = ServerError::read(body);
     tracing::info!(%notice, "the source says: {notice}");
-}
-
-fn unsupported(method: &'static str) -> ReplicationError {
-    ReplicationError::AuthenticationMethod { method }
 }
 
 fn unexpected(tag: u8, during: &str) -> CommandError {

@@ -130,11 +130,10 @@ impl Life<'_> {
         let offsets = self.delivery.delivered().await?;
         self.progress.delivered(offsets);
         let record = self.progress.record();
-        fault::point("connector.before_commit").await;
         if !in_force("feedback_after_commit") {
             self.feedback.confirm(record.position);
-            fault::point("connector.early_confirm").await;
         }
+        fault::point("connector.before_commit").await;
         self.delivery.commit(&record).await?;
         fault::point("connector.after_commit").await;
         self.feedback.confirm(record.position);

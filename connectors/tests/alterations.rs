@@ -1,0 +1,171 @@
+//! TRUNCATE, keys that change, columns that come and go.
+
+use anyhow::Result;
+use serde_json::json;
+
+use crate::harness::{Rig, equals_source};
+
+const ITEM: &str = "public.item";
+const DDL: &str = "CREATE TABLE item (id bigint PRIMARY KEY, n int NOT NULL); \
+                   INSERT INTO item SELECT g, g FROM generate_series(1, 5) g";
+
+async fn rig() -> Result<Rig> {
+    Rig::new(&[ITEM], DDL).await
+}
+
+/// Read once, and down.
+async fn down() -> Result<Rig> {
+    let rig = rig().await?;
+    let connector = rig.connector().start()?;
+    connector.ready().await?;
+    connector.kill().await;
+    Ok(rig)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn truncate_deletes_every_key() -> Result<()> {
+    let rig = rig().await?;
+    let connector = rig.connector().reads("reconcile_keys = 2").start()?;
+    connector.ready().await?;
+    rig.run("TRUNCATE item; INSERT INTO item VALUES (3, 33), (9, 9)").await?;
+    let mut journal = rig.journal()?;
+    equals_source(&rig, &mut journal, &[ITEM]).await?;
+    connector.kill().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn truncate_deletes_also_what_the_same_kafka_transaction_had_sent() -> Result<()> {
+    let rig = down().await?;
+    rig.run("INSERT INTO item VALUES (6, 6)").await?;
+    rig.run("BEGIN; INSERT INTO item VALUES (7, 7); TRUNCATE item; INSERT INTO item VALUES (8, 8); COMMIT")
+        .await?;
+    // A backlog comes without pauses: one Kafka transaction, if TRUNCATE did not end it.
+    let connector = rig.connector().stream("record_ms = 5000").start()?;
+    let mut journal = rig.journal()?;
+    equals_source(&rig, &mut journal, &[ITEM]).await?;
+    connector.kill().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_key_is_a_delete_and_a_create_that_name_each_other() -> Result<()> {
+    let rig = rig().await?;
+    let connector = rig.connector().start()?;
+    connector.ready().await?;
+    rig.run("UPDATE item SET id = 50, n = 51 WHERE id = 5").await?;
+    let mut journal = rig.journal()?;
+    equals_source(&rig, &mut journal, &[ITEM]).await?;
+    connector.kill().await;
+    let (old, new) = (r#"{"id":5}"#, r#"{"id":50}"#);
+    let of = |key: &str| -> Vec<_> {
+        let records = journal.of(ITEM).into_iter().filter(|record| record.key == key);
+        records.map(|r| (r.value.clone(), r.headers.clone())).collect()
+    };
+    let (olds, news) = (of(old), of(new));
+    let header = |name: &str, key: &str| vec![(format!("__debezium.{name}"), key.to_owned())];
+    let [(read, _), (delete, on_delete), (None, on_tombstone)] = &olds[..] else {
+        panic!("{olds:?}");
+    };
+    let (read, delete) = (read.as_ref().unwrap(), delete.as_ref().unwrap());
+    assert_eq!((&read["op"], &delete["op"]), (&json!("r"), &json!("d")));
+    assert_eq!(delete["before"], json!({"id": 5}));
+    assert_eq!(on_delete, &header("newkey", new));
+    assert_eq!(on_tombstone, &header("newkey", new));
+    let [(Some(create), on_create)] = &news[..] else {
+        panic!("{news:?}");
+    };
+    assert_eq!(create["op"], "c");
+    assert_eq!(create["after"], json!({"id": 50, "n": 51}));
+    assert_eq!(on_create, &header("oldkey", old));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_added_column_is_read_for_every_row() -> Result<()> {
+    let rig = rig().await?;
+    let connector = rig.connector().reads("chunk_rows = 2").start()?;
+    connector.ready().await?;
+    rig.run("ALTER TABLE item ADD COLUMN color text NOT NULL DEFAULT 'red'").await?;
+    rig.run("UPDATE item SET n = 0 WHERE id = 1").await?;
+    let mut journal = rig.journal()?;
+    let known = |columns: &[&str]| -> Vec<String> {
+        columns.iter().map(|&column| column.to_owned()).collect()
+    };
+    journal
+        .until("the column is known", |journal| {
+            let last = journal.checkpoints.last();
+            last.is_some_and(|last| last.tables[ITEM].columns == known(&["id", "n", "color"]))
+        })
+        .await?;
+    equals_source(&rig, &mut journal, &[ITEM]).await?;
+    rig.run("ALTER TABLE item DROP COLUMN n; UPDATE item SET color = 'blue' WHERE id = 2").await?;
+    journal
+        .until("the column is gone", |journal| {
+            let last = journal.checkpoints.last();
+            last.is_some_and(|last| last.tables[ITEM].columns == known(&["id", "color"]))
+        })
+        .await?;
+    equals_source(&rig, &mut journal, &[ITEM]).await?;
+    connector.kill().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_of_older_columns_after_the_read_starts_it_over() -> Result<()> {
+    let rig = rig().await?;
+    // Between the slot and the first chunk a row changes with the old columns.
+    let connector = rig.connector().faults("connector.after_create:sleep:1:3000").start()?;
+    connector.logged("it waits for every transaction").await?;
+    let sql = "SELECT 1 FROM pg_replication_slots WHERE slot_name = $1 AND confirmed_flush_lsn IS NOT NULL";
+    crate::harness::eventually("the slot", || async {
+        Ok(rig.db.query_opt(sql, &[&rig.slot]).await?.map(|_| ()))
+    })
+    .await?;
+    rig.run("UPDATE item SET n = 0 WHERE id = 1").await?;
+    rig.run("ALTER TABLE item ADD COLUMN color text NOT NULL DEFAULT 'red'").await?;
+    let mut journal = rig.journal()?;
+    equals_source(&rig, &mut journal, &[ITEM]).await?;
+    assert!(journal.count(ITEM, r#"{"id":1}"#, "u") > 0, "the older event came");
+    connector.kill().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_successor_knows_which_columns_the_topics_have() -> Result<()> {
+    let rig = down().await?;
+    rig.run("ALTER TABLE item ADD COLUMN color text NOT NULL DEFAULT 'red'").await?;
+    let connector = rig.connector().start()?;
+    connector.ready().await?;
+    rig.run("UPDATE item SET n = 0 WHERE id = 1").await?;
+    let mut journal = rig.journal()?;
+    journal.until_position(rig.wal_lsn().await?).await?;
+    journal
+        .until("the table is read", |journal| {
+            let last = journal.checkpoints.last();
+            last.is_some_and(|last| last.tables[ITEM].columns.len() == 3)
+        })
+        .await?;
+    equals_source(&rig, &mut journal, &[ITEM]).await?;
+    connector.kill().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_of_another_type_is_read_anew_with_the_next_change() -> Result<()> {
+    let rig = rig().await?;
+    let connector = rig.connector().start()?;
+    connector.ready().await?;
+    rig.run("UPDATE item SET n = 2 WHERE id = 1").await?;
+    rig.run("ALTER TABLE item ALTER COLUMN n TYPE text USING 'n' || n").await?;
+    rig.run("UPDATE item SET n = 'x' WHERE id = 1").await?;
+    let mut journal = rig.journal()?;
+    journal
+        .until("the rows come anew", |journal| {
+            journal.count(ITEM, r#"{"id":5}"#, "r") == 2
+        })
+        .await?;
+    equals_source(&rig, &mut journal, &[ITEM]).await?;
+    connector.kill().await;
+    Ok(())
+}
