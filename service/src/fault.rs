@@ -7,7 +7,8 @@
 //! - `RULES_OFF=drop_resent,fence` names rules that are out of force;
 //! - `FAULT_POINTS=connector.before_commit:kill:3,…` acts the third time a point is passed:
 //!   `kill` is SIGKILL, `stop` is SIGSTOP, both to this process; `sleep:N:MS` waits MS
-//!   milliseconds each time from the Nth on.
+//!   milliseconds each time from the Nth on; `hold:N:FILE`, from the Nth time on, says in the
+//!   log that it holds there and goes on once FILE exists.
 
 /// Is this rule in force? Always, unless a test switched it off.
 #[must_use]
@@ -38,16 +39,21 @@ pub async fn point(name: &str) {
 #[cfg(feature = "faults")]
 mod armed {
     use std::collections::HashMap;
+    use std::path::PathBuf;
     use std::sync::{Mutex, OnceLock, PoisonError};
     use std::time::Duration;
 
     use nix::sys::signal::{Signal, raise};
 
-    #[derive(Debug, Clone, Copy)]
+    #[derive(Debug, Clone)]
     enum Action {
         Raise(Signal),
         Sleep(Duration),
+        Hold(PathBuf),
     }
+
+    /// How often a held point looks for its file.
+    const LOOK: Duration = Duration::from_millis(1);
 
     struct Point {
         passes_before: u64,
@@ -77,7 +83,7 @@ mod armed {
                     return;
                 }
                 Some(point) => {
-                    let action = point.action;
+                    let action = point.action.clone();
                     if matches!(action, Action::Raise(_)) {
                         points.remove(name);
                     }
@@ -93,6 +99,13 @@ mod armed {
                 }
             }
             Action::Sleep(duration) => tokio::time::sleep(duration).await,
+            Action::Hold(file) if file.exists() => {}
+            Action::Hold(file) => {
+                tracing::warn!(point = name, "fault point {name}: holds");
+                while !file.exists() {
+                    tokio::time::sleep(LOOK).await;
+                }
+            }
         }
     }
 
@@ -113,6 +126,7 @@ mod armed {
             "kill" => Action::Raise(Signal::SIGKILL),
             "stop" => Action::Raise(Signal::SIGSTOP),
             "sleep" => Action::Sleep(Duration::from_millis(parts.next()?.parse().ok()?)),
+            "hold" => Action::Hold(parts.next()?.into()),
             _ => return None,
         };
         Some((

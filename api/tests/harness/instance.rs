@@ -22,7 +22,8 @@ pub(crate) struct Instance {
     admin: String,
     client: reqwest::Client,
     lines: Arc<Mutex<Vec<String>>>,
-    _folder: tempfile::TempDir,
+    /// Where the file appears that lets a held fault point go on.
+    folder: tempfile::TempDir,
 }
 
 /// What the API answered.
@@ -53,6 +54,7 @@ impl Instance {
     pub(crate) async fn start_unready(world: &World, environment: &[(&str, &str)]) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let file = folder.path().join("api.toml");
+        let gate = folder.path().join("gate");
         let view = url(
             "api",
             fixtures::postgres::TEST_PASSWORD,
@@ -72,7 +74,11 @@ impl Instance {
         let mut child = Command::new(env!("CARGO_BIN_EXE_api"))
             .arg("--config")
             .arg(&file)
-            .envs(environment.iter().copied())
+            .envs(
+                environment
+                    .iter()
+                    .map(|(name, value)| (*name, value.replace("GATE", &gate.to_string_lossy()))),
+            )
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()?;
@@ -88,7 +94,7 @@ impl Instance {
                 .redirect(reqwest::redirect::Policy::none())
                 .build()?,
             lines,
-            _folder: folder,
+            folder,
         };
         instance.base = instance.address("the API listens on http://").await?;
         instance.admin = instance.address("admin port listens on ").await?;
@@ -103,6 +109,23 @@ impl Instance {
             Ok(address.map(|address| format!("http://{address}")))
         };
         until(before, find).await
+    }
+
+    /// Waits until it is held at a fault point (`hold:N:GATE`).
+    pub(crate) async fn is_held(&self) -> Result<()> {
+        until("a fault point holds", async || {
+            let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+            Ok(lines
+                .iter()
+                .any(|line| line.contains(": holds"))
+                .then_some(()))
+        })
+        .await
+    }
+
+    /// Lets what is held go on, and everything after it pass.
+    pub(crate) fn release(&self) -> Result<()> {
+        Ok(std::fs::write(self.folder.path().join("gate"), "")?)
     }
 
     /// The end of what it has logged.

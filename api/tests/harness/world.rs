@@ -283,15 +283,13 @@ impl Feed {
     }
 
     /// The same in two Kafka transactions. The first has the positions and a record that is no
-    /// checkpoint; a reader must not take anything of it yet. `between` runs in between.
-    pub(crate) async fn tell_in_two(
-        &mut self,
-        committed: &Committed,
-        between: impl Future<Output = ()>,
-    ) -> Result<()> {
+    /// checkpoint; a reader must not take anything of it yet.
+    pub(crate) async fn tell_first_half(&mut self, committed: &Committed) -> Result<()> {
         self.send_positions(committed).await?;
-        self.checkpoint(false).await?;
-        between.await;
+        self.checkpoint(false).await
+    }
+
+    pub(crate) async fn tell_second_half(&mut self, committed: &Committed) -> Result<()> {
         self.send_rows(committed).await?;
         self.checkpoint(true).await
     }
