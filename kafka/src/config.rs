@@ -35,10 +35,15 @@ pub struct KafkaConfig {
     #[serde(default = "lateness_max_ms")]
     #[garde(range(min = 1000, max = 10 * LATENESS_MAX_MS))]
     pub lateness_max_ms: i64,
-    /// Events that a producer or the queue of one partition holds at most, KiB. Default 4096.
-    #[serde(default = "queue_kib")]
+    /// Events that are on their way to Kafka at most, KiB; no record can be larger. Default 32768.
+    #[serde(default = "send_queue_kib")]
     #[garde(range(min = 64, max = 1_048_576))]
-    pub queue_kib: u32,
+    pub send_queue_kib: u32,
+    /// Events of one partition that were fetched and not read yet at most, KiB; one request
+    /// goes over it. Default 4096.
+    #[serde(default = "fetch_queue_kib")]
+    #[garde(range(min = 64, max = 1_048_576))]
+    pub fetch_queue_kib: u32,
     /// A request to Kafka that has not succeeded after this time, retries included, fails,
     /// milliseconds. Default 10000.
     #[serde(default = "request_timeout_ms")]
@@ -57,7 +62,8 @@ impl KafkaConfig {
             replication_factor,
             transaction_timeout_ms: transaction_timeout_ms(),
             lateness_max_ms: lateness_max_ms(),
-            queue_kib: queue_kib(),
+            send_queue_kib: send_queue_kib(),
+            fetch_queue_kib: fetch_queue_kib(),
             request_timeout_ms: request_timeout_ms(),
         }
     }
@@ -85,7 +91,11 @@ fn lateness_max_ms() -> i64 {
     LATENESS_MAX_MS
 }
 
-fn queue_kib() -> u32 {
+fn send_queue_kib() -> u32 {
+    32_768
+}
+
+fn fetch_queue_kib() -> u32 {
     4096
 }
 

@@ -92,7 +92,7 @@ impl PartitionConsumer {
         } else {
             "read_uncommitted"
         };
-        let queue_bytes = u64::from(config.queue_kib) * 1024;
+        let queue_bytes = u64::from(config.fetch_queue_kib) * 1024;
         let mut settings = client::settings(config);
         settings
             // Needed to assign partitions; nothing joins the group or commits to it.
@@ -103,7 +103,10 @@ impl PartitionConsumer {
             .set("isolation.level", isolation)
             .set("enable.partition.eof", "true")
             .set("check.crcs", "true")
-            .set("queued.max.messages.kbytes", config.queue_kib.to_string())
+            .set(
+                "queued.max.messages.kbytes",
+                config.fetch_queue_kib.to_string(),
+            )
             .set(
                 "fetch.message.max.bytes",
                 queue_bytes.min(1 << 20).to_string(),

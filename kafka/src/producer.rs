@@ -30,6 +30,9 @@ const ABORT_MAX: Duration = Duration::from_secs(2);
 /// How often the thread looks whether the last acknowledgement has been put away.
 const SETTLE_POLL: Duration = Duration::from_micros(50);
 
+/// Room for a record's headers and framing, bytes.
+const RECORD_OVERHEAD: usize = 1024;
+
 /// After any of these the producer is to be dropped.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -140,6 +143,7 @@ pub struct Producer {
     deliveries: Arc<Deliveries>,
     /// Bound of every wait but a takeover's.
     patience: Duration,
+    record_bytes_max: usize,
     in_transaction: bool,
     events: usize,
     bytes: usize,
@@ -182,7 +186,10 @@ impl Producer {
             .set("retry.backoff.ms", "20")
             // As Java's clients choose it.
             .set("partitioner", "murmur2_random")
-            .set("queue.buffering.max.kbytes", config.queue_kib.to_string())
+            .set(
+                "queue.buffering.max.kbytes",
+                config.send_queue_kib.to_string(),
+            )
             .set("queue.buffering.max.messages", "100000");
         let deliveries = Arc::new(Deliveries::default());
         let client = settings
@@ -192,6 +199,7 @@ impl Producer {
             client: Some(Arc::new(client)),
             deliveries,
             patience: client::request_timeout(config),
+            record_bytes_max: client::RECORD_BYTES_MAX.min(config.send_queue_kib as usize * 1024),
             in_transaction: false,
             events: 0,
             bytes: 0,
@@ -314,11 +322,11 @@ impl Producer {
     ) -> Result<(), ProducerError> {
         const DOING: &str = "sending an event";
         let bytes = key.len() + value.map_or(0, <[u8]>::len);
-        if bytes >= client::RECORD_BYTES_MAX {
+        if bytes + RECORD_OVERHEAD > self.record_bytes_max {
             return Err(ProducerError::TooLarge {
                 topic: topic.to_owned(),
                 bytes,
-                max: client::RECORD_BYTES_MAX,
+                max: self.record_bytes_max - RECORD_OVERHEAD,
             });
         }
         if !self.in_transaction {

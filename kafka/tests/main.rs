@@ -1,4 +1,9 @@
 //! The crate on a real broker: fencing, markers and compaction have no stand-in.
 
 mod follow;
+mod late;
+mod restart;
+mod scan;
 mod support;
+mod topics;
+mod write;

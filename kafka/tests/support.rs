@@ -3,11 +3,19 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use kafka::follower::{Event, Follower, FollowerOptions, Standing, Step};
 use kafka::producer::Producer;
 use kafka::topic::{self, Topics};
 use kafka::{Checkpoint, KafkaConfig, Lsn, Offsets, TableState};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication,
+};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::Message;
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 /// How long anything may take before a test fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -24,6 +32,13 @@ pub(crate) struct Source {
 impl Source {
     pub(crate) async fn create(name: &str) -> Result<Self> {
         let source = Self::unmade(name).await?;
+        source.ensure().await?;
+        Ok(source)
+    }
+
+    pub(crate) async fn create_with(name: &str, partitions: i32) -> Result<Self> {
+        let mut source = Self::unmade(name).await?;
+        source.config.partitions = partitions;
         source.ensure().await?;
         Ok(source)
     }
@@ -50,6 +65,74 @@ impl Source {
         Ok(topics
             .ensure(std::slice::from_ref(&self.table), &self.checkpoint)
             .await?)
+    }
+
+    fn admin(&self) -> Result<AdminClient<DefaultClientContext>> {
+        Ok(ClientConfig::new()
+            .set("bootstrap.servers", &self.config.bootstrap)
+            .create()?)
+    }
+
+    pub(crate) async fn create_topic(
+        &self,
+        topic: &str,
+        partitions: i32,
+        settings: &[(&str, &str)],
+    ) -> Result<()> {
+        let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
+        let new = settings
+            .iter()
+            .fold(new, |new, (name, value)| new.set(name, value));
+        let admin = self.admin()?;
+        for result in admin.create_topics([&new], &AdminOptions::new()).await? {
+            result.map_err(|(topic, code)| anyhow!("cannot create {topic}: {code}"))?;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn delete_records_before(&self, offset: i64) -> Result<()> {
+        let mut offsets = TopicPartitionList::new();
+        offsets.add_partition_offset(&self.table, 0, Offset::Offset(offset))?;
+        let (admin, options) = (self.admin()?, AdminOptions::new());
+        // Of a topic that is only compacted no records are deleted.
+        let deletable =
+            AlterConfig::new(ResourceSpecifier::Topic(&self.table)).set("cleanup.policy", "delete");
+        for result in admin.alter_configs([&deletable], &options).await? {
+            result.map_err(|(_, code)| anyhow!("cannot alter {}: {code}", self.table))?;
+        }
+        let deleted = admin.delete_records(&offsets, &options).await?;
+        for one in deleted.elements() {
+            one.error()?;
+        }
+        Ok(())
+    }
+
+    /// What a data team's consumer finds in the table's first partition: offset, key, has value.
+    pub(crate) fn log(&self) -> Result<Vec<(i64, String, bool)>> {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", &self.config.bootstrap)
+            .set("group.id", fixtures::unique("log"))
+            .set("enable.auto.commit", "false")
+            .set("enable.partition.eof", "true")
+            .create()?;
+        let mut partitions = TopicPartitionList::new();
+        partitions.add_partition_offset(&self.table, 0, Offset::Beginning)?;
+        consumer.assign(&partitions)?;
+        let mut found = Vec::new();
+        loop {
+            match consumer.poll(PATIENCE).context("no end of partition")? {
+                Ok(message) => {
+                    let key = String::from_utf8_lossy(message.key().unwrap_or_default());
+                    found.push((
+                        message.offset(),
+                        key.into_owned(),
+                        message.payload().is_some(),
+                    ));
+                }
+                Err(KafkaError::PartitionEOF(_)) => return Ok(found),
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     pub(crate) async fn producer(&self) -> Result<Producer> {
@@ -147,8 +230,6 @@ pub(crate) struct Taken {
     pub(crate) record: Checkpoint,
     pub(crate) events: Vec<Event>,
     pub(crate) standing: Standing,
-    /// How many steps came before the last.
-    pub(crate) steps_before: usize,
 }
 
 pub(crate) async fn next_step(follower: &mut Follower) -> Result<Step> {
@@ -159,13 +240,9 @@ pub(crate) async fn next_step(follower: &mut Follower) -> Result<Step> {
 /// The next checkpoint; fails where the reader is told anything else.
 pub(crate) async fn take(follower: &mut Follower) -> Result<Taken> {
     let mut all = Vec::new();
-    let mut steps_before = 0;
     loop {
         match next_step(follower).await? {
-            Step::Events(events) => {
-                all.extend(events);
-                steps_before += 1;
-            }
+            Step::Events(events) => all.extend(events),
             Step::Checkpoint {
                 record,
                 events,
@@ -177,12 +254,31 @@ pub(crate) async fn take(follower: &mut Follower) -> Result<Taken> {
                     record,
                     events: all,
                     standing,
-                    steps_before,
                 });
             }
             other @ (Step::TooOld | Step::Behind) => bail!("told {other:?}"),
         }
     }
+}
+
+/// There is nothing to be waited for: for a while no step comes.
+pub(crate) async fn nothing_comes(follower: &mut Follower) -> Result<()> {
+    match tokio::time::timeout(Duration::from_millis(700), follower.next()).await {
+        Err(_) => Ok(()),
+        Ok(step) => bail!("{:?} came", step?),
+    }
+}
+
+/// Key and value of each event; a tombstone's value is empty.
+pub(crate) fn rows(events: &[Event]) -> Vec<(&str, &str)> {
+    let text = |bytes| std::str::from_utf8(bytes).unwrap_or("not UTF-8");
+    events
+        .iter()
+        .map(|event| {
+            let value = event.value.as_deref().unwrap_or_default();
+            (text(&event.key), text(value))
+        })
+        .collect()
 }
 
 /// Upserts and deletes: the table that a reader of these events has.

@@ -35,8 +35,10 @@ impl Deliveries {
         self.outstanding.fetch_add(1, Ordering::AcqRel);
     }
 
+    /// Undoes `sent`. Signals nothing: no room was made, and the sender itself is the only one
+    /// who could be waiting.
     pub(super) fn not_sent(&self) {
-        self.settle_one();
+        self.outstanding.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// Completes when a send that was outstanding when this was called no longer is.
