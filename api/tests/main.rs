@@ -6,6 +6,7 @@
 
 mod document;
 mod harness;
+mod needed;
 mod outage;
 mod position;
 mod problems;
