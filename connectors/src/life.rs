@@ -135,6 +135,7 @@ impl<'a> Life<'a> {
         if !in_force("init_before_last") {
             early_last = Some(last_record(&config.kafka, &config.source).await?);
         }
+        fault::point("connector.before_init").await;
         let producer = match early_producer {
             Some(producer) => producer,
             None => connect_producer(config).await?,
@@ -174,7 +175,7 @@ impl<'a> Life<'a> {
         let stream = stream.ok_or(LifeError::Order("an epoch lasts without a slot"))?;
         let mut unsettled = Unsettled::default();
         if in_force("settle_predecessors") {
-            unsettled = Unsettled::predecessors(&control.feel().await?.snapshot);
+            unsettled = control.running().await?;
         }
         let column_types = catalog
             .tables

@@ -27,7 +27,8 @@ async fn truncate_deletes_every_key() -> Result<()> {
     let rig = rig().await?;
     let connector = rig.connector().reads("reconcile_keys = 2").start()?;
     connector.ready().await?;
-    rig.run("TRUNCATE item; INSERT INTO item VALUES (3, 33), (9, 9)").await?;
+    rig.run("TRUNCATE item; INSERT INTO item VALUES (3, 33), (9, 9)")
+        .await?;
     let mut journal = rig.journal()?;
     equals_source(&rig, &mut journal, &[ITEM]).await?;
     connector.kill().await;
@@ -53,14 +54,20 @@ async fn a_changed_key_is_a_delete_and_a_create_that_name_each_other() -> Result
     let rig = rig().await?;
     let connector = rig.connector().start()?;
     connector.ready().await?;
-    rig.run("UPDATE item SET id = 50, n = 51 WHERE id = 5").await?;
+    rig.run("UPDATE item SET id = 50, n = 51 WHERE id = 5")
+        .await?;
     let mut journal = rig.journal()?;
     equals_source(&rig, &mut journal, &[ITEM]).await?;
     connector.kill().await;
     let (old, new) = (r#"{"id":5}"#, r#"{"id":50}"#);
     let of = |key: &str| -> Vec<_> {
-        let records = journal.of(ITEM).into_iter().filter(|record| record.key == key);
-        records.map(|r| (r.value.clone(), r.headers.clone())).collect()
+        let records = journal
+            .of(ITEM)
+            .into_iter()
+            .filter(|record| record.key == key);
+        records
+            .map(|r| (r.value.clone(), r.headers.clone()))
+            .collect()
     };
     let (olds, news) = (of(old), of(new));
     let header = |name: &str, key: &str| vec![(format!("__debezium.{name}"), key.to_owned())];
@@ -86,7 +93,8 @@ async fn an_added_column_is_read_for_every_row() -> Result<()> {
     let rig = rig().await?;
     let connector = rig.connector().reads("chunk_rows = 2").start()?;
     connector.ready().await?;
-    rig.run("ALTER TABLE item ADD COLUMN color text NOT NULL DEFAULT 'red'").await?;
+    rig.run("ALTER TABLE item ADD COLUMN color text NOT NULL DEFAULT 'red'")
+        .await?;
     rig.run("UPDATE item SET n = 0 WHERE id = 1").await?;
     let mut journal = rig.journal()?;
     let known = |columns: &[&str]| -> Vec<String> {
@@ -99,7 +107,8 @@ async fn an_added_column_is_read_for_every_row() -> Result<()> {
         })
         .await?;
     equals_source(&rig, &mut journal, &[ITEM]).await?;
-    rig.run("ALTER TABLE item DROP COLUMN n; UPDATE item SET color = 'blue' WHERE id = 2").await?;
+    rig.run("ALTER TABLE item DROP COLUMN n; UPDATE item SET color = 'blue' WHERE id = 2")
+        .await?;
     journal
         .until("the column is gone", |journal| {
             let last = journal.checkpoints.last();
@@ -115,7 +124,10 @@ async fn an_added_column_is_read_for_every_row() -> Result<()> {
 async fn an_event_of_older_columns_after_the_read_starts_it_over() -> Result<()> {
     let rig = rig().await?;
     // Between the slot and the first chunk a row changes with the old columns.
-    let connector = rig.connector().faults("connector.after_create:sleep:1:3000").start()?;
+    let connector = rig
+        .connector()
+        .faults("connector.after_create:sleep:1:3000")
+        .start()?;
     connector.logged("it waits for every transaction").await?;
     let sql = "SELECT 1 FROM pg_replication_slots WHERE slot_name = $1 AND confirmed_flush_lsn IS NOT NULL";
     crate::harness::eventually("the slot", || async {
@@ -123,10 +135,14 @@ async fn an_event_of_older_columns_after_the_read_starts_it_over() -> Result<()>
     })
     .await?;
     rig.run("UPDATE item SET n = 0 WHERE id = 1").await?;
-    rig.run("ALTER TABLE item ADD COLUMN color text NOT NULL DEFAULT 'red'").await?;
+    rig.run("ALTER TABLE item ADD COLUMN color text NOT NULL DEFAULT 'red'")
+        .await?;
     let mut journal = rig.journal()?;
     equals_source(&rig, &mut journal, &[ITEM]).await?;
-    assert!(journal.count(ITEM, r#"{"id":1}"#, "u") > 0, "the older event came");
+    assert!(
+        journal.count(ITEM, r#"{"id":1}"#, "u") > 0,
+        "the older event came"
+    );
     connector.kill().await;
     Ok(())
 }
@@ -134,7 +150,8 @@ async fn an_event_of_older_columns_after_the_read_starts_it_over() -> Result<()>
 #[tokio::test(flavor = "multi_thread")]
 async fn a_successor_knows_which_columns_the_topics_have() -> Result<()> {
     let rig = down().await?;
-    rig.run("ALTER TABLE item ADD COLUMN color text NOT NULL DEFAULT 'red'").await?;
+    rig.run("ALTER TABLE item ADD COLUMN color text NOT NULL DEFAULT 'red'")
+        .await?;
     let connector = rig.connector().start()?;
     connector.ready().await?;
     rig.run("UPDATE item SET n = 0 WHERE id = 1").await?;
@@ -157,7 +174,8 @@ async fn a_column_of_another_type_is_read_anew_with_the_next_change() -> Result<
     let connector = rig.connector().start()?;
     connector.ready().await?;
     rig.run("UPDATE item SET n = 2 WHERE id = 1").await?;
-    rig.run("ALTER TABLE item ALTER COLUMN n TYPE text USING 'n' || n").await?;
+    rig.run("ALTER TABLE item ALTER COLUMN n TYPE text USING 'n' || n")
+        .await?;
     rig.run("UPDATE item SET n = 'x' WHERE id = 1").await?;
     let mut journal = rig.journal()?;
     journal

@@ -55,18 +55,29 @@ async fn killed_at_any_point_of_the_stream_it_loses_and_doubles_nothing() -> Res
             id + 1
         ))
         .await?;
-        let faulty = rig.connector().faults(&format!("connector.{point}")).start()?;
+        let faulty = rig
+            .connector()
+            .faults(&format!("connector.{point}"))
+            .start()?;
         let (_, log) = faulty.ended().await?;
-        ensure!(log.contains("fault point") || point.starts_with("after_lock"), "{point}: {log}");
+        ensure!(
+            log.contains("fault point") || point.starts_with("after_lock"),
+            "{point}: {log}"
+        );
         let next = rig.connector().start()?;
         equals_source(&rig, &mut journal, &[ACCOUNT]).await?;
         next.kill().await;
         for id in [id, id + 1] {
             let times = journal.count(ACCOUNT, &format!("{{\"id\":{id}}}"), "c");
-            assert_eq!(times, 1, "{point}: an insert of {id} was sent {times} times");
+            assert_eq!(
+                times, 1,
+                "{point}: an insert of {id} was sent {times} times"
+            );
         }
     }
-    always(&journal, "the sum", |tables| sum(tables, ACCOUNT, "amount") == 600)
+    always(&journal, "the sum", |tables| {
+        sum(tables, ACCOUNT, "amount") == 600
+    })
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -90,7 +101,9 @@ async fn killed_at_any_point_of_a_first_read_it_goes_on_from_the_last_chunk() ->
         next.ready().await?;
         let mut journal = rig.journal()?;
         equals_source(&rig, &mut journal, &[ACCOUNT]).await?;
-        always(&journal, "the sum", |tables| sum(tables, ACCOUNT, "amount") == 600)?;
+        always(&journal, "the sum", |tables| {
+            sum(tables, ACCOUNT, "amount") == 600
+        })?;
     }
     Ok(())
 }
@@ -100,7 +113,8 @@ async fn what_the_slot_sends_again_is_dropped() -> Result<()> {
     let rig = accounts().await?;
     read_once(&rig).await?;
     rig.run("INSERT INTO account VALUES (7, 0)").await?;
-    rig.run("INSERT INTO account VALUES (8, 0), (9, 0), (10, 0)").await?;
+    rig.run("INSERT INTO account VALUES (8, 0), (9, 0), (10, 0)")
+        .await?;
     // The first record says that somebody writes again, the second stands within the first
     // transaction, the third within the second: its position is where the first one ends.
     let killed = rig
@@ -130,9 +144,17 @@ async fn no_checkpoint_shows_part_of_a_transaction_larger_than_kafkas() -> Resul
         .start()?;
     let mut journal = rig.journal()?;
     equals_source(&rig, &mut journal, &[ACCOUNT]).await?;
-    always(&journal, "the sum", |tables| sum(tables, ACCOUNT, "amount") == 600)?;
-    let half_sent = journal.checkpoints.iter().filter(|record| !record.is_whole());
-    assert!(half_sent.count() >= 15, "each event but a transaction's last has a record");
+    always(&journal, "the sum", |tables| {
+        sum(tables, ACCOUNT, "amount") == 600
+    })?;
+    let half_sent = journal
+        .checkpoints
+        .iter()
+        .filter(|record| !record.is_whole());
+    assert!(
+        half_sent.count() >= 15,
+        "each event but a transaction's last has a record"
+    );
     drop(connector);
     Ok(())
 }
@@ -151,13 +173,18 @@ async fn a_successor_knows_that_a_transaction_is_half_sent() -> Result<()> {
     let mut journal = rig.journal()?;
     journal
         .until("a record inside the transaction", |journal| {
-            journal.checkpoints.last().is_some_and(|last| last.reach > last.position)
+            journal
+                .checkpoints
+                .last()
+                .is_some_and(|last| last.reach > last.position)
         })
         .await?;
     let next = rig.connector().start()?;
     equals_source(&rig, &mut journal, &[ACCOUNT]).await?;
     next.kill().await;
-    always(&journal, "the sum", |tables| sum(tables, ACCOUNT, "amount") == 600)
+    always(&journal, "the sum", |tables| {
+        sum(tables, ACCOUNT, "amount") == 600
+    })
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -166,12 +193,21 @@ async fn postgresql_is_told_a_position_only_once_kafka_has_committed_it() -> Res
     read_once(&rig).await?;
     let recorded = {
         let mut journal = rig.journal()?;
-        journal.until("a checkpoint", |journal| !journal.checkpoints.is_empty()).await?;
-        journal.checkpoints.iter().map(|record| record.position).max()
+        journal
+            .until("a checkpoint", |journal| !journal.checkpoints.is_empty())
+            .await?;
+        journal
+            .checkpoints
+            .iter()
+            .map(|record| record.position)
+            .max()
     };
     rig.run("INSERT INTO account VALUES (7, 0)").await?;
     // Held before each commit: what it tells PostgreSQL meanwhile, Kafka does not have.
-    let held = rig.connector().faults("connector.before_commit:sleep:2:60000").start()?;
+    let held = rig
+        .connector()
+        .faults("connector.before_commit:sleep:2:60000")
+        .start()?;
     held.logged("goes on at").await?;
     let sql = format!(
         "SELECT reply_time::text FROM pg_stat_replication WHERE application_name = '{}'",

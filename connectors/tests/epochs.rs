@@ -48,7 +48,8 @@ async fn begins_a_new_epoch(rig: &Rig, before: u64) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_epoch_goes_on_after_a_restart() -> Result<()> {
     let (rig, epoch) = down().await?;
-    rig.run("UPDATE item SET n = 0 WHERE id = 1; DELETE FROM part WHERE id = 2").await?;
+    rig.run("UPDATE item SET n = 0 WHERE id = 1; DELETE FROM part WHERE id = 2")
+        .await?;
     let connector = rig.connector().start()?;
     let mut journal = rig.journal()?;
     equals_source(&rig, &mut journal, &[ITEM, PART]).await?;
@@ -60,7 +61,8 @@ async fn an_epoch_goes_on_after_a_restart() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slot_advanced_by_hand_begins_a_new_epoch() -> Result<()> {
     let (rig, epoch) = down().await?;
-    rig.run("INSERT INTO item VALUES (8, 8); DELETE FROM item WHERE id = 1").await?;
+    rig.run("INSERT INTO item VALUES (8, 8); DELETE FROM item WHERE id = 1")
+        .await?;
     slot_is_free(&rig).await?;
     let sql = "SELECT pg_replication_slot_advance($1, pg_current_wal_lsn())";
     rig.db.execute(sql, &[&rig.slot]).await?;
@@ -72,11 +74,16 @@ async fn a_slot_dropped_and_made_again_begins_a_new_epoch() -> Result<()> {
     let (rig, epoch) = down().await?;
     slot_is_free(&rig).await?;
     let slot = &[&rig.slot as &(dyn tokio_postgres::types::ToSql + Sync)];
-    rig.db.execute("SELECT pg_drop_replication_slot($1)", slot).await?;
+    rig.db
+        .execute("SELECT pg_drop_replication_slot($1)", slot)
+        .await?;
     rig.run("DELETE FROM item WHERE id > 3; INSERT INTO part VALUES (9, 'new', 9); DELETE FROM part WHERE id = 4")
         .await?;
     rig.db
-        .execute("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", slot)
+        .execute(
+            "SELECT pg_create_logical_replication_slot($1, 'pgoutput')",
+            slot,
+        )
         .await?;
     begins_a_new_epoch(&rig, epoch).await
 }
@@ -86,16 +93,23 @@ async fn what_was_deleted_while_the_slot_was_gone_is_deleted_from_the_topics() -
     let (rig, epoch) = down().await?;
     slot_is_free(&rig).await?;
     let slot = &[&rig.slot as &(dyn tokio_postgres::types::ToSql + Sync)];
-    rig.db.execute("SELECT pg_drop_replication_slot($1)", slot).await?;
+    rig.db
+        .execute("SELECT pg_drop_replication_slot($1)", slot)
+        .await?;
     rig.run("DELETE FROM item; DELETE FROM part WHERE id < 6; UPDATE part SET code = 'other' WHERE id = 6")
         .await?;
     begins_a_new_epoch(&rig, epoch).await?;
     let mut journal = rig.journal()?;
     journal.until_position(rig.wal_lsn().await?).await.ok();
     let deletes = journal.of(ITEM).into_iter().filter(|record| {
-        record.value.as_ref().is_some_and(|value| value["op"] == "d")
+        record
+            .value
+            .as_ref()
+            .is_some_and(|value| value["op"] == "d")
     });
-    let deleted: Vec<_> = deletes.map(|record| record.value.as_ref().map(|v| v["before"].clone())).collect();
+    let deleted: Vec<_> = deletes
+        .map(|record| record.value.as_ref().map(|v| v["before"].clone()))
+        .collect();
     assert_eq!(deleted.len(), 7);
     assert!(deleted.contains(&Some(json!({"id": 1}))));
     Ok(())
@@ -127,7 +141,14 @@ async fn a_table_that_is_added_is_read_and_one_that_is_taken_out_is_forgotten() 
     let other = rig.connector().tables(&[PART]).start()?;
     other.ready().await?;
     let tables = other.status().await?["tables"].clone();
-    assert_eq!(tables.as_object().context("no tables")?.keys().collect::<Vec<_>>(), [PART]);
+    assert_eq!(
+        tables
+            .as_object()
+            .context("no tables")?
+            .keys()
+            .collect::<Vec<_>>(),
+        [PART]
+    );
     other.kill().await;
     Ok(())
 }

@@ -7,5 +7,9 @@ mod crashes;
 #[cfg(feature = "faults")]
 mod epochs;
 mod harness;
+#[cfg(feature = "faults")]
+mod holes;
 mod replication;
 mod streaming;
+#[cfg(feature = "faults")]
+mod zombies;

@@ -104,13 +104,19 @@ impl Life<'_> {
                 Some(view) => (self.ask(&session, &hole).await, view),
                 None => {
                     self.drop_view().await?;
+                    let (table, xid) = (&hole.captured.name, hole.xid);
+                    tracing::debug!(table, xid, "a hole is to be filled from a new read view");
+                    fault::point("connector.before_view").await;
                     let view = self.settled_view(&session).await?;
                     self.holes.kept = Some(view.clone());
                     let answer = self.ask(&session, &hole).await;
                     if matches!(answer, Ok(Answer::Row(_) | Answer::NoRow)) {
+                        tracing::debug!("a read view is open");
                         fault::point("connector.in_fill").await;
                         let lsn = self.lsn_of_read(&session, &view).await?;
                         self.count_read(lsn).await?;
+                        tracing::debug!(%lsn, "a hole is filled, up to {lsn} is shown");
+                        fault::point("connector.after_fill").await;
                         counter!(names::READS, "kind" => "hole").increment(1);
                         histogram!(names::READ_MS, "kind" => "hole")
                             .record(begun.elapsed().as_secs_f64() * 1000.0);

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::session::{self, Session, SourceError, literal};
-use super::snapshot::Snapshot;
+use super::snapshot::{Snapshot, Unsettled};
 use crate::config::PostgresConfig;
 use crate::encode::envelope::now_us;
 use crate::epoch::Slot;
@@ -112,12 +112,19 @@ impl Control {
         self.pulse.clone()
     }
 
-    /// The pulse now.
+    /// Every transaction that runs now.
     ///
     /// # Errors
     /// Where the session is lost.
-    pub async fn feel(&self) -> Result<Pulse, SourceError> {
-        feel(&self.session).await
+    pub async fn running(&self) -> Result<Unsettled, SourceError> {
+        let doing = "ask which transactions run";
+        // `age` counts from an id to the next one to be given; 3 is the first normal id.
+        let sql = "SELECT pg_current_snapshot(), age('3'::xid)";
+        let row = self.session.row(doing, sql).await?;
+        let snapshot: Snapshot = session::get(doing, &row, 0)?;
+        let age: i32 = session::get(doing, &row, 1)?;
+        let next_xid = snapshot.widen(3_u32.wrapping_add_signed(age));
+        Ok(Unsettled::predecessors(&snapshot, next_xid))
     }
 
     /// How far the WAL is flushed now.

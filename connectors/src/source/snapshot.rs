@@ -6,9 +6,10 @@ use std::str::FromStr;
 /// `pg_current_snapshot()`: 64-bit transaction ids, top-level ones only.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Snapshot {
-    /// The first id that had not begun.
+    /// One more than the highest id that had ended: whatever is not below was running, or had
+    /// not begun.
     next: u64,
-    /// Those below that were in progress.
+    /// Those below that were running.
     in_progress: BTreeSet<u64>,
 }
 
@@ -59,10 +60,18 @@ impl FromStr for Snapshot {
 pub struct Unsettled(BTreeSet<u64>);
 
 impl Unsettled {
-    /// Every transaction that runs now: a predecessor may have sent it.
+    /// Every transaction that runs now: a predecessor may have sent it. `next_xid` is the id
+    /// that the next transaction gets. A snapshot names only those below the highest id that
+    /// has ended; the youngest, which a predecessor has sent most likely, are above.
     #[must_use]
-    pub fn predecessors(now: &Snapshot) -> Self {
-        Self(now.in_progress.clone())
+    pub fn predecessors(now: &Snapshot, next_xid: u64) -> Self {
+        Self(
+            now.in_progress
+                .iter()
+                .copied()
+                .chain(now.next..next_xid)
+                .collect(),
+        )
     }
 
     pub fn sent(&mut self, xid: u64) {
@@ -111,9 +120,10 @@ mod tests {
 
     #[test]
     fn what_a_snapshot_shows_is_settled_for_ever() {
-        let mut unsettled = Unsettled::predecessors(&"10:20:10,14".parse().unwrap());
-        unsettled.sent(21);
-        assert!(!unsettled.settle(&"14:22:14".parse().unwrap()));
+        let mut unsettled = Unsettled::predecessors(&"10:20:10,14".parse().unwrap(), 22);
+        assert_eq!(unsettled.len(), 4, "10, 14, 20, 21");
+        unsettled.sent(22);
+        assert!(!unsettled.settle(&"14:23:14".parse().unwrap()));
         assert_eq!((unsettled.first(), unsettled.len()), (Some(14), 1));
         assert!(unsettled.settle(&"23:23:".parse().unwrap()));
     }

@@ -7,11 +7,7 @@ use super::{Journal, Rig, Tables};
 
 /// Waits until the topics have what the source has now, then compares every row of `tables`
 /// (of integers and text: there JSON of both sides is the same).
-pub(crate) async fn equals_source(
-    rig: &Rig,
-    journal: &mut Journal,
-    tables: &[&str],
-) -> Result<()> {
+pub(crate) async fn equals_source(rig: &Rig, journal: &mut Journal, tables: &[&str]) -> Result<()> {
     journal.until_position(rig.wal_lsn().await?).await?;
     let last = journal.checkpoints.last().context("no checkpoint")?;
     let (at_last, all) = (journal.tables_at(last), journal.tables());
@@ -33,11 +29,7 @@ pub(crate) async fn equals_source(
 }
 
 /// Something that every transaction of the source keeps holds at every whole checkpoint.
-pub(crate) fn always(
-    journal: &Journal,
-    what: &str,
-    holds: impl Fn(&Tables) -> bool,
-) -> Result<()> {
+pub(crate) fn always(journal: &Journal, what: &str, holds: impl Fn(&Tables) -> bool) -> Result<()> {
     let mut seen = 0;
     for (checkpoint, tables) in journal.history() {
         seen += 1;
