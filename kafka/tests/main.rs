@@ -1,6 +1,7 @@
 //! The crate on a real broker: fencing, markers and compaction have no stand-in.
 
 mod follow;
+mod format;
 mod late;
 mod restart;
 mod scan;

@@ -263,7 +263,7 @@ pub(crate) async fn take(follower: &mut Follower) -> Result<Taken> {
 
 /// There is nothing to be waited for: for a while no step comes.
 pub(crate) async fn nothing_comes(follower: &mut Follower) -> Result<()> {
-    match tokio::time::timeout(Duration::from_millis(700), follower.next()).await {
+    match tokio::time::timeout(Duration::from_secs(2), follower.next()).await {
         Err(_) => Ok(()),
         Ok(step) => bail!("{:?} came", step?),
     }

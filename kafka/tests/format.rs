@@ -1,0 +1,147 @@
+//! The bytes that cross Kafka. A change here is a change for every consumer.
+
+use std::collections::BTreeMap;
+
+use kafka::checkpoint::{Read, Reconcile};
+use kafka::event::{Envelope, Op, Source};
+use kafka::{Checkpoint, Lsn, TableState};
+use proptest::prelude::*;
+use serde_json::json;
+
+fn columns(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+#[test]
+fn a_checkpoint_is_written_as_ever() {
+    let read = |read| TableState {
+        columns: columns(&["id"]),
+        target: columns(&["id", "note"]),
+        read,
+        reconcile: BTreeMap::new(),
+    };
+    let mut reconciled = read(Read::Done);
+    reconciled
+        .reconcile
+        .insert(1, Reconcile { next: 5, end: 9 });
+    let record = Checkpoint {
+        epoch: 1_763_900_000,
+        system_identifier: "7423456789012345678".to_owned(),
+        timeline: 2,
+        position: Lsn(0x1_0000_2A3C),
+        reach: Lsn(0x1_0000_2A40),
+        committed_at_us: Some(1_763_900_001_000_001),
+        current_at_us: None,
+        wal_end: Lsn(0x1_0000_2A48),
+        offsets: BTreeMap::from([(
+            "sales.public.sls_order".to_owned(),
+            BTreeMap::from([(0, 17), (3, 4)]),
+        )]),
+        tables: BTreeMap::from([
+            ("public.first".to_owned(), read(Read::First)),
+            (
+                "public.after".to_owned(),
+                read(Read::After(columns(&["42", "x"]))),
+            ),
+            ("public.done".to_owned(), reconciled),
+        ]),
+    };
+    insta::assert_json_snapshot!("checkpoint", record);
+    assert!(!record.is_whole());
+}
+
+#[test]
+fn an_envelope_is_written_as_debezium_writes_it() {
+    let envelope = Envelope {
+        before: None,
+        after: Some(json!({"id": 5, "price": "2.50", "name": "\u{5e9}\u{1f980} \"q\""})),
+        source: Source {
+            version: "1".to_owned(),
+            connector: "postgresql".to_owned(),
+            name: "sales".to_owned(),
+            ts_ms: 1_763_900_001_000,
+            snapshot: "false".to_owned(),
+            db: "sales".to_owned(),
+            sequence: "[\"4294978620\",\"4294978624\"]".to_owned(),
+            ts_us: 1_763_900_001_000_001,
+            ts_ns: 1_763_900_001_000_001_000,
+            schema: "public".to_owned(),
+            table: "sls_order".to_owned(),
+            tx_id: Some(771),
+            lsn: Some(4_294_978_624),
+            xmin: None,
+        },
+        transaction: None,
+        op: Op::Update,
+        ts_ms: Some(1_763_900_001_002),
+        ts_us: Some(1_763_900_001_002_003),
+        ts_ns: Some(1_763_900_001_002_003_000),
+    };
+    insta::assert_json_snapshot!("envelope", envelope);
+}
+
+prop_compose! {
+    fn any_state()(
+        known in prop::collection::vec("[a-z]{1,4}", 0..3),
+        target in prop::collection::vec("[a-z]{1,4}", 0..3),
+        read in prop_oneof![
+            Just(Read::First),
+            prop::collection::vec(".{0,4}", 1..3).prop_map(Read::After),
+            Just(Read::Done),
+        ],
+        reconcile in prop::collection::btree_map(
+            0..9_i32,
+            (0..99_i64, 0..99_i64).prop_map(|(next, end)| Reconcile { next, end }),
+            0..3,
+        ),
+    ) -> TableState {
+        TableState { columns: known, target, read, reconcile }
+    }
+}
+
+prop_compose! {
+    fn any_checkpoint()(
+        epoch: u64,
+        timeline: u32,
+        position: u64,
+        reach: u64,
+        wal_end: u64,
+        times: (Option<i64>, Option<i64>),
+        offsets in prop::collection::btree_map(
+            "[a-z.]{1,9}",
+            prop::collection::btree_map(0..9_i32, 0..i64::MAX, 0..3),
+            0..3,
+        ),
+        tables in prop::collection::btree_map("[a-z.]{1,9}", any_state(), 0..3),
+    ) -> Checkpoint {
+        Checkpoint {
+            epoch,
+            system_identifier: "1".to_owned(),
+            timeline,
+            position: Lsn(position),
+            reach: Lsn(reach),
+            committed_at_us: times.0,
+            current_at_us: times.1,
+            wal_end: Lsn(wal_end),
+            offsets,
+            tables,
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_successor_reads_what_its_predecessor_wrote(record in any_checkpoint()) {
+        let written = serde_json::to_vec(&record).unwrap();
+        prop_assert_eq!(serde_json::from_slice::<Checkpoint>(&written).unwrap(), record);
+    }
+
+    #[test]
+    fn a_record_is_whole_if_nothing_lies_beyond_it_and_every_table_is_known(
+        record in any_checkpoint()
+    ) {
+        let known = record.tables.values().filter(|table| !table.columns.is_empty()).count();
+        let whole = record.reach.0 <= record.position.0 && known == record.tables.len();
+        prop_assert_eq!(record.is_whole(), whole);
+    }
+}
