@@ -195,6 +195,9 @@ async fn no_answer_is_below_its_min_position() -> Result<()> {
 #[tokio::test]
 async fn the_feed_takes_nothing_beyond_a_checkpoint() -> Result<()> {
     let (mut world, instance) = begin(&[]).await?;
+    // Both sources have moved, so checkpoints name every partition that has their positions.
+    world.change(&[(2, Some("later"))]).await?;
+    instance.wait_until_fed(world.at).await?;
     cache(&world.truth, &instance, 1).await?;
     let next = world.commit(&[(1, Some("new"))]).await?;
     let taken = instance.metric(CHECKPOINTS).await?;

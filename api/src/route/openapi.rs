@@ -6,7 +6,7 @@ use utoipa::PartialSchema as _;
 use utoipa::openapi::content::ContentBuilder;
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn};
-use utoipa::openapi::schema::{ObjectBuilder, SchemaType, Type};
+use utoipa::openapi::schema::{ArrayItems, ObjectBuilder, SchemaType, Type};
 use utoipa::openapi::{OpenApi, Ref, RefOr, Required, Response, ResponseBuilder, Schema};
 
 use crate::parameters::{LIMIT_DEFAULT, LIMIT_MAX, MAX_WAIT_MS_DEFAULT, MAX_WAIT_MS_MAX};
@@ -49,6 +49,20 @@ pub(super) fn add_what_all_share(document: &mut OpenApi) {
         if let Some(operation) = &mut item.get {
             add_to(operation, path);
         }
+    }
+    for (name, schema) in &mut document.components.get_or_insert_default().schemas {
+        if let Some(row) = name.strip_prefix("Page_") {
+            name_rows(schema, row);
+        }
+    }
+}
+
+/// A page's rows are said by name, as everywhere else, not once more in full.
+fn name_rows(page: &mut RefOr<Schema>, row: &str) {
+    if let RefOr::T(Schema::Object(page)) = page
+        && let Some(RefOr::T(Schema::Array(rows))) = page.properties.get_mut("data")
+    {
+        rows.items = ArrayItems::RefOrSchema(Box::new(Ref::from_schema_name(row).into()));
     }
 }
 
