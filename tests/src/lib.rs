@@ -2,6 +2,8 @@
 //! team sees them, and the oracle that says what both should show.
 
 pub mod api;
+pub mod bench;
 pub mod oracle;
+pub mod raw;
 pub mod rest;
 pub mod topics;

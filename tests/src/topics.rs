@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use fixtures::stack::Stack;
-use kafka::follower::{Event, Follower, FollowerOptions, Standing, Step};
+use kafka::follower::{Event, Follower, FollowerOptions, Standing, Step, last_record};
 use kafka::{Checkpoint, KafkaConfig, Lsn};
 use serde_json::{Value, json};
 
@@ -21,6 +21,7 @@ pub type Table = BTreeMap<String, Value>;
 pub struct Reader {
     source: String,
     follower: Follower,
+    config: KafkaConfig,
     tables: BTreeMap<String, Table>,
     /// What the events since the last checkpoint have replaced, newest last.
     undo: Vec<(String, String, Option<Value>)>,
@@ -59,6 +60,7 @@ impl Reader {
         Ok(Self {
             source: source.to_owned(),
             follower,
+            config,
             tables: BTreeMap::new(),
             undo: Vec::new(),
             taken: None,
@@ -121,8 +123,10 @@ impl Reader {
                 step?;
             } else {
                 let at = self.taken.as_ref().map(Checkpoint::at);
+                let last = last_record(&self.config, &self.source).await;
                 bail!(
-                    "the topics of {} do not reach {lsn}, but {at:?}",
+                    "the topics of {} do not reach {lsn}; this reader took {at:?}, the last \
+                     record is {last:?}",
                     self.source
                 );
             }

@@ -11,8 +11,9 @@ use tests::rest;
 
 const LINES: &str = "sales.public.sls_orderdetail";
 
-/// As many lines in one source transaction that it takes a while to send them.
-const LARGE: i64 = 30_000;
+/// So many orders with so many lines in one source transaction that it takes a while to send them.
+const ORDERS: i64 = 600;
+const LINES_OF_EACH: i64 = 50;
 
 /// The event at which the connector stops: it has sent this many of them to its queue.
 const STOPS_AT: &str = "connector.after_send:stop:5000";
@@ -37,9 +38,11 @@ async fn paused_connector(stack: &Stack) -> Result<()> {
     sales
         .batch_execute(&format!(
             "begin;
-             insert into sls_order (id, customer_id, date) values (500000, 7, now());
+             insert into sls_order (id, customer_id, date)
+                 select 500000 + number, 7, now() from generate_series(1, {ORDERS}) number;
              insert into sls_orderdetail (item_id, unit_price, quantity, order_id)
-                 select item, 1.00, 1, 500000 from generate_series(1, {LARGE}) item;
+                 select item, 1.00, 1, 500000 + number from generate_series(1, {ORDERS}) number,
+                     generate_series(1, {LINES_OF_EACH}) item;
              commit"
         ))
         .await?;
@@ -65,7 +68,7 @@ async fn paused_connector(stack: &Stack) -> Result<()> {
     sales
         .batch_execute(
             "begin;
-             update sls_orderdetail set quantity = 2 where order_id = 500000 and item_id <= 10;
+             update sls_orderdetail set quantity = 2 where order_id = 500001 and item_id <= 10;
              commit",
         )
         .await?;
@@ -87,7 +90,8 @@ async fn sent_is_aborted(stack: &Stack) -> Result<()> {
         *times.entry(&record.key).or_default() += 1;
     }
     ensure!(
-        times.len() == usize::try_from(LARGE)? && times.values().all(|times| *times == 1),
+        times.len() == usize::try_from(ORDERS * LINES_OF_EACH)?
+            && times.values().all(|times| *times == 1),
         "{} lines in {} committed events",
         times.len(),
         committed.len()
