@@ -10,6 +10,8 @@ mod harness;
 #[cfg(feature = "faults")]
 mod holes;
 mod replication;
+#[cfg(feature = "faults")]
+mod startup;
 mod streaming;
 #[cfg(feature = "faults")]
 mod zombies;

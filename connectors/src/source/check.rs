@@ -182,7 +182,8 @@ async fn slot(
 ) -> Result<(), SourceError> {
     let slot = &config.postgres.slot;
     let sql = format!(
-        "SELECT slot_type, plugin, database, database = current_database() FROM pg_replication_slots \
+        "SELECT slot_type, plugin, concat_ws(', ', slot_type, plugin, database), \
+             database = current_database() FROM pg_replication_slots \
          WHERE slot_name = {}",
         literal(slot)
     );
@@ -193,9 +194,7 @@ async fn slot(
         fault(
             faults,
             format_args!(
-                "the replication slot {slot} belongs to something else ({} {} {}); set another name in postgres.slot, or if nobody needs it let the owner run: SELECT pg_drop_replication_slot({});",
-                name(&row, 0),
-                name(&row, 1),
+                "the replication slot {slot} belongs to something else ({}); set another name in postgres.slot, or if nobody needs it let the owner run: SELECT pg_drop_replication_slot({});",
                 name(&row, 2),
                 literal(slot)
             ),

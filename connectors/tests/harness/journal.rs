@@ -25,6 +25,8 @@ pub(crate) struct Record {
     pub(crate) offset: i64,
     pub(crate) key: String,
     pub(crate) value: Option<Value>,
+    /// The value as it stands there.
+    pub(crate) text: Option<String>,
     pub(crate) headers: Vec<(String, String)>,
 }
 
@@ -124,6 +126,7 @@ impl Journal {
                 partition: message.partition(),
                 offset: message.offset(),
                 key: text(message.key()),
+                text: value.map(|value| text(Some(value))),
                 value: value.map(serde_json::from_slice).transpose()?,
                 headers: headers.unwrap_or_default(),
             });
