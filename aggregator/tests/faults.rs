@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 
+use crate::rules::order;
 use crate::topics::{Aggregator, Place, wait};
 
 /// Between loading, first serving and applying, a process passes each point several times.
@@ -35,6 +36,25 @@ async fn killed_at_any_point_it_goes_on_where_it_was() -> Result<()> {
         }
     }
     let aggregator = place.start(apply, &[])?;
+    place.caught_up(&[&aggregator]).await?;
+    place.is_right().await
+}
+
+#[tokio::test]
+async fn offsets_with_data_what_was_not_committed_is_read_again() -> Result<()> {
+    let mut place = Place::new(5).await?;
+    place.work().await?;
+    let aggregator = place.start("", &[])?;
+    place.caught_up(&[&aggregator]).await?;
+    drop(aggregator);
+    order(&mut place.shop, 1000, 1000);
+    place.commit("sales").await?;
+    let faults = [("FAULT_POINTS", "aggregator.before_commit:kill:1")];
+    let aggregator = place.start("", &faults)?;
+    aggregator.process.exited().await.context("no status")?;
+    // A checkpoint that covers the first, whatever was taken of that.
+    place.commit("sales").await?;
+    let aggregator = place.start("", &[])?;
     place.caught_up(&[&aggregator]).await?;
     place.is_right().await
 }
