@@ -136,8 +136,8 @@ pub struct LimitsConfig {
     /// A request's body, bytes.
     #[garde(range(min = 0, max = 1 << 20))]
     pub body_bytes_max: usize,
-    /// A request is given up after, milliseconds; more than `max_wait_ms` may ask for.
-    #[garde(range(min = 10_000, max = 600_000))]
+    /// A request is given up after, milliseconds, also one that may wait longer.
+    #[garde(range(min = 100, max = 600_000))]
     pub request_timeout_ms: u64,
     /// At shutdown, open requests may end within, milliseconds.
     #[garde(range(min = 0, max = 600_000))]

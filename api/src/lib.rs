@@ -99,39 +99,46 @@ pub async fn run(
     let listener = server::bind(api.config.listen).await?;
     // What serves stops first; what it needs goes on until it has drained.
     let needed = CancellationToken::new();
-    let mut tasks = JoinSet::new();
+    let mut tasks: JoinSet<anyhow::Result<()>> = JoinSet::new();
     tasks.spawn({
         let (api, needed) = (api.clone(), needed.clone());
-        async move { feed::run(&api.config, &api.cache, &api.view, needed).await }
+        async move {
+            feed::run(&api.config, &api.cache, &api.view, needed).await;
+            Ok(())
+        }
     });
     tasks.spawn({
         let (api, needed) = (api.clone(), needed.clone());
         let interval = Duration::from_millis(api.config.view.poll_interval_ms);
-        async move { api.waits.poll(&api.view, interval, needed).await }
+        async move {
+            api.waits.poll(&api.view, interval, needed).await;
+            Ok(())
+        }
     });
     tasks.spawn({
         let (api, health, needed) = (api.clone(), health.clone(), needed.clone());
-        async move { watch(&api, &health, needed).await }
-    });
-    let admin = tokio::spawn(admin::serve(
-        api.config.admin.clone(),
-        health.clone(),
-        metrics,
-        axum::Router::new(),
-        needed.clone(),
-    ));
-    let served = tokio::select! {
-        () = server::serve(listener, api.clone(), health, shutdown) => Ok(()),
-        task = tasks.join_next() => {
-            Err(anyhow::anyhow!("a task of the API ended before its time: {task:?}"))
+        async move {
+            watch(&api, &health, needed).await;
+            Ok(())
         }
+    });
+    tasks.spawn({
+        let (admin, health, needed) = (api.config.admin.clone(), health.clone(), needed.clone());
+        async move { Ok(admin::serve(admin, health, metrics, axum::Router::new(), needed).await?) }
+    });
+    let ended = tokio::select! {
+        () = server::serve(listener, api.clone(), health, shutdown) => None,
+        ended = tasks.join_next() => ended,
     };
     needed.cancel();
-    while let Some(task) = tasks.join_next().await {
-        task.context("a task of the API failed")?;
+    if let Some(ended) = ended {
+        ended.context("a task of the API panicked")??;
+        anyhow::bail!("a task of the API ended before its time");
     }
-    admin.await.context("the admin port failed")??;
-    served
+    while let Some(ended) = tasks.join_next().await {
+        ended.context("a task of the API panicked")??;
+    }
+    Ok(())
 }
 
 /// Looks often whether the view answers. Ready from the first answer on, and then also without

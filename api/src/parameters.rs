@@ -23,7 +23,8 @@ pub const MAX_WAIT_MS_DEFAULT: u64 = 2000;
 pub const MIN_POSITION: &str = "min-position";
 
 const OF_ONE: &[&str] = &["max_wait_ms"];
-const OF_LIST: &[&str] = &["cursor", "limit", "max_wait_ms"];
+/// The query parameters of lists.
+pub const OF_LIST: &[&str] = &["cursor", "limit", "max_wait_ms"];
 
 /// The position that a client asks for, and how long it waits.
 #[derive(Debug, Clone, Default)]

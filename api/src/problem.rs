@@ -91,6 +91,14 @@ pub struct ProblemBody {
     view_position: Option<String>,
 }
 
+impl ProblemBody {
+    /// The HTTP status.
+    #[must_use]
+    pub fn status(&self) -> u16 {
+        self.status
+    }
+}
+
 impl Problem {
     /// The code of every problem: for the documentation and the test that compares it.
     pub const CODES: [&str; 17] = [

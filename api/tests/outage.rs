@@ -173,6 +173,49 @@ async fn what_is_open_ends_before_it_stops() -> Result<()> {
 }
 
 #[tokio::test]
+async fn beyond_its_limits_an_instance_refuses_at_once_and_gives_up_in_time() -> Result<()> {
+    let mut world = World::new().await?;
+    world.change(&[(1, Some("old"))]).await?;
+    let limits = [
+        ("TRIBUTARY_LIMITS__REQUESTS_MAX", "1"),
+        ("TRIBUTARY_LIMITS__REQUEST_TIMEOUT_MS", "1000"),
+    ];
+    let instance = Instance::start(&world, &limits).await?;
+    let mut next = world.at;
+    next.number += 1;
+    let minimum = next.minimum();
+    let headers = [("min-position", minimum.as_str())];
+    let given_up = instance.get_with("/v1/products/1?max_wait_ms=10000", &headers);
+    let refused = async {
+        until("the request waits", async || {
+            Ok((instance.metric("api_waits").await? >= 1.0).then_some(()))
+        })
+        .await?;
+        instance.get("/v1/products/1").await
+    };
+    let (given_up, refused) = tokio::join!(given_up, refused);
+    refused?.problem(503, "too_many_requests")?;
+    given_up?.problem(504, "timed_out")?;
+    ensure!(instance.get("/v1/products/1").await?.status == 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_admin_port_that_is_taken_ends_it_with_a_sentence() -> Result<()> {
+    let world = World::new().await?;
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let address = taken.local_addr()?.to_string();
+    let environment = [("TRIBUTARY_ADMIN__LISTEN", address.as_str())];
+    let output = Instance::run_to_its_end(&world, &environment).await?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    ensure!(
+        output.status.code() == Some(1) && said.contains("admin.listen"),
+        "{output:?}"
+    );
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_wrong_configuration_is_said_in_a_sentence_and_ends_with_2() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("api.toml");

@@ -1,6 +1,8 @@
 //! The OpenAPI document: what all routes have in common is said once, here, from the same
 //! constants that the parameters are checked with.
 
+use std::sync::Arc;
+
 use utoipa::OpenApi as _;
 use utoipa::PartialSchema as _;
 use utoipa::openapi::content::ContentBuilder;
@@ -9,8 +11,8 @@ use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn}
 use utoipa::openapi::schema::{ArrayItems, ObjectBuilder, SchemaType, Type};
 use utoipa::openapi::{OpenApi, Ref, RefOr, Required, Response, ResponseBuilder, Schema};
 
-use crate::parameters::{LIMIT_DEFAULT, LIMIT_MAX, MAX_WAIT_MS_DEFAULT, MAX_WAIT_MS_MAX};
-use crate::problem::ProblemBody;
+use crate::parameters::{self, LIMIT_DEFAULT, LIMIT_MAX, MAX_WAIT_MS_DEFAULT, MAX_WAIT_MS_MAX};
+use crate::problem::{Problem, ProblemBody};
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
@@ -132,24 +134,36 @@ fn add_to(operation: &mut Operation, path: &str) {
     }
     let mut problems = vec![
         (
-            "400",
             "A parameter or header is wrong; `parameter` names it",
+            Problem::UnknownParameter {
+                name: "limt".to_owned(),
+                known: parameters::OF_LIST,
+            },
         ),
-        ("500", "Something is wrong on this side (`internal`)"),
+        ("Something is wrong on this side", Problem::Internal),
         (
-            "503",
-            "Not now: `position_not_reached`, `view_unavailable`, `too_many_requests`, `too_many_waits`",
+            "Not now: `position_not_reached`, `view_unavailable`, `too_many_requests` or \
+             `too_many_waits`",
+            Problem::PositionNotReached {
+                positions: Arc::default(),
+                waited_ms: MAX_WAIT_MS_DEFAULT,
+            },
         ),
-        ("504", "The answer took too long (`timed_out`)"),
+        ("The answer took too long", Problem::TimedOut),
     ];
     if is_one {
-        problems.push(("404", "There is no such row (`not_found`)"));
+        let missing = Problem::NotFound {
+            resource: "orders",
+            id: 999_999,
+            positions: Arc::default(),
+        };
+        problems.push(("There is no such row", missing));
     }
-    for (status, description) in problems {
-        operation
-            .responses
-            .responses
-            .insert(status.to_owned(), RefOr::T(problem(description)));
+    for (description, example) in problems {
+        let body = example.body();
+        let response = RefOr::T(problem(description, &body));
+        let responses = &mut operation.responses.responses;
+        responses.insert(body.status().to_string(), response);
     }
 }
 
@@ -172,9 +186,10 @@ fn add_headers(response: &mut Response, is_one: bool) {
     }
 }
 
-fn problem(description: &str) -> Response {
+fn problem(description: &str, example: &ProblemBody) -> Response {
     let content = ContentBuilder::new()
         .schema(Some(Ref::from_schema_name("ProblemBody")))
+        .example(serde_json::to_value(example).ok())
         .build();
     let mut response = ResponseBuilder::new()
         .description(description)

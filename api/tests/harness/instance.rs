@@ -1,6 +1,7 @@
 //! The API as a process, and what it answers.
 
-use std::process::{ExitStatus, Stdio};
+use std::path::Path;
+use std::process::{ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -53,34 +54,8 @@ impl Instance {
     /// Starts it, and waits until it listens.
     pub(crate) async fn start_unready(world: &World, environment: &[(&str, &str)]) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let file = folder.path().join("api.toml");
-        let gate = folder.path().join("gate");
-        let view = url(
-            "api",
-            fixtures::postgres::TEST_PASSWORD,
-            world.port,
-            &world.database,
-        );
-        let config = format!(
-            "listen = \"127.0.0.1:0\"\n\
-             sources = [\"accounting\", \"sales\"]\n\
-             [view]\nurl = \"{view}\"\nwatch_interval_ms = 50\n\
-             [kafka]\nbootstrap = \"{}\"\ntopic_prefix = \"{}\"\nreplication_factor = 1\n\
-             [admin]\nlisten = \"127.0.0.1:0\"\n\
-             [log]\nfilter = \"info,api=debug\"\n",
-            world.kafka.bootstrap, world.kafka.topic_prefix
-        );
-        std::fs::write(&file, config)?;
-        let mut child = Command::new(env!("CARGO_BIN_EXE_api"))
-            .arg("--config")
-            .arg(&file)
-            .envs(
-                environment
-                    .iter()
-                    .map(|(name, value)| (*name, value.replace("GATE", &gate.to_string_lossy()))),
-            )
+        let mut child = command(world, folder.path(), environment)?
             .stdout(Stdio::piped())
-            .kill_on_drop(true)
             .spawn()?;
         let lines = Arc::new(Mutex::new(Vec::new()));
         let output = child.stdout.take().context("a pipe was asked for")?;
@@ -99,6 +74,16 @@ impl Instance {
         instance.base = instance.address("the API listens on http://").await?;
         instance.admin = instance.address("admin port listens on ").await?;
         Ok(instance)
+    }
+
+    /// Runs one that cannot start.
+    pub(crate) async fn run_to_its_end(
+        world: &World,
+        environment: &[(&str, &str)],
+    ) -> Result<Output> {
+        let folder = tempfile::tempdir()?;
+        let output = command(world, folder.path(), environment)?.output();
+        Ok(tokio::time::timeout(super::PATIENCE, output).await??)
     }
 
     async fn address(&self, before: &str) -> Result<String> {
@@ -264,6 +249,40 @@ impl Answer {
         );
         Ok(problem)
     }
+}
+
+/// The API with a configuration for this world, in `folder`.
+fn command(world: &World, folder: &Path, environment: &[(&str, &str)]) -> Result<Command> {
+    let file = folder.join("api.toml");
+    let gate = folder.join("gate");
+    let view = url(
+        "api",
+        fixtures::postgres::TEST_PASSWORD,
+        world.port,
+        &world.database,
+    );
+    let config = format!(
+        "listen = \"127.0.0.1:0\"\n\
+         sources = [\"accounting\", \"sales\"]\n\
+         [view]\nurl = \"{view}\"\nwatch_interval_ms = 50\n\
+         [kafka]\nbootstrap = \"{}\"\ntopic_prefix = \"{}\"\nreplication_factor = 1\n\
+         [admin]\nlisten = \"127.0.0.1:0\"\n\
+         [log]\nfilter = \"info,api=debug\"\n",
+        world.kafka.bootstrap, world.kafka.topic_prefix
+    );
+    std::fs::write(&file, config)?;
+    let gated = |value: &str| value.replace("GATE", &gate.to_string_lossy());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_api"));
+    command
+        .arg("--config")
+        .arg(&file)
+        .envs(
+            environment
+                .iter()
+                .map(|(name, value)| (*name, gated(value))),
+        )
+        .kill_on_drop(true);
+    Ok(command)
 }
 
 async fn collect(
