@@ -217,6 +217,7 @@ async fn pg_recvlogical(
         .arg(format!("--option=publication_names={PUBLICATION}"))
         .env("PGPASSWORD", TEST_PASSWORD)
         .stdin(Stdio::null())
+        .kill_on_drop(true)
         .status()
         .await
         .context("cannot start pg_recvlogical")?;

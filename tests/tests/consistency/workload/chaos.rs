@@ -85,7 +85,10 @@ const POINTS: [(&str, &[&str]); 3] = [
             "connector.after_send",
             "connector.before_commit",
             "connector.after_commit",
-            "connector.after_chunk",
+            "connector.after_confirm",
+            "connector.after_slot",
+            "connector.after_init",
+            "connector.in_fill",
         ],
     ),
     (
