@@ -124,28 +124,8 @@ impl<'a> Life<'a> {
             .ensure(&topic_names(config), &checkpoint_topic(config))
             .await?;
 
-        let mut early_producer = None;
-        if !in_force("slot_before_init") {
-            early_producer = Some(connect_producer(config).await?);
-        }
         let replication = replication_config(config, postgres)?;
-        let taken = take_slot(config, status, &replication, &control).await?;
-        fault::point("connector.after_slot").await;
-        let mut early_last = None;
-        if !in_force("init_before_last") {
-            early_last = Some(last_record(&config.kafka, &config.source).await?);
-        }
-        fault::point("connector.before_init").await;
-        let producer = match early_producer {
-            Some(producer) => producer,
-            None => connect_producer(config).await?,
-        };
-        fault::point("connector.after_init").await;
-        let last = match early_last {
-            Some(last) => last,
-            None => last_record(&config.kafka, &config.source).await?,
-        };
-
+        let (taken, producer, last) = take_in_order(config, status, &replication, &control).await?;
         let server = Server {
             flushed: control.flushed().await?,
             ..taken.server
@@ -225,6 +205,36 @@ impl<'a> Life<'a> {
         }
         self.record().await
     }
+}
+
+/// Slot, transactional id, last record, in this order; each rule's switch turns two around.
+async fn take_in_order(
+    config: &ConnectorConfig,
+    status: &StatusBoard,
+    replication: &ReplicationConfig,
+    control: &Control,
+) -> Result<(Taken, Producer, Option<Checkpoint>), LifeError> {
+    let mut early_producer = None;
+    if !in_force("slot_before_init") {
+        early_producer = Some(connect_producer(config).await?);
+    }
+    let taken = take_slot(config, status, replication, control).await?;
+    fault::point("connector.after_slot").await;
+    let mut early_last = None;
+    if !in_force("init_before_last") {
+        early_last = Some(last_record(&config.kafka, &config.source).await?);
+    }
+    fault::point("connector.before_init").await;
+    let producer = match early_producer {
+        Some(producer) => producer,
+        None => connect_producer(config).await?,
+    };
+    fault::point("connector.after_init").await;
+    let last = match early_last {
+        Some(last) => last,
+        None => last_record(&config.kafka, &config.source).await?,
+    };
+    Ok((taken, producer, last))
 }
 
 /// The slot, taken or not, and what the server said of itself before.

@@ -1,8 +1,10 @@
 //! The process: lives, one after the other, until it is told to stop.
 
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use service::backoff::Backoff;
+use service::{admin, shutdown, telemetry};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::ConnectorConfig;
@@ -20,6 +22,53 @@ const SUCCESS: Duration = Duration::from_secs(10);
 
 /// Told to stop, a life may end what it is doing, so long at most.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
+
+/// The command `run`: telemetry, admin port, lives.
+///
+/// # Errors
+/// Where logs, signals or the admin port fail.
+pub async fn serve(config: &ConnectorConfig) -> anyhow::Result<ExitCode> {
+    let metrics = telemetry::start(&config.log)?;
+    let (shutdown, health) = (shutdown::on_signal()?, admin::Health::default());
+    let status = StatusBoard::new(&config.source, health.clone());
+    let served = tokio::spawn(admin::serve(
+        config.admin.clone(),
+        health,
+        metrics,
+        status.router(),
+        shutdown.clone(),
+    ));
+    tokio::select! {
+        ended = run(config, &status, &shutdown) => {
+            Ok(ended.map_or_else(|faults| stopped(&faults), |()| ExitCode::SUCCESS))
+        }
+        served = served => served?.map(|()| ExitCode::SUCCESS).map_err(Into::into),
+    }
+}
+
+/// The command `check`: what a start would stop on.
+pub async fn report(config: &ConnectorConfig) -> ExitCode {
+    match check(config).await {
+        Ok(()) => {
+            println!("the source is as a connector needs it");
+            ExitCode::SUCCESS
+        }
+        Err(CheckError::Faults(faults)) => stopped(&faults),
+        Err(CheckError::Source(error)) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Somebody has to put something right first: a sentence each, exit code 2.
+#[must_use]
+pub fn stopped(faults: &[Fault]) -> ExitCode {
+    for fault in faults {
+        eprintln!("error: {fault}");
+    }
+    ExitCode::from(2)
+}
 
 /// Lives until `shutdown`.
 ///

@@ -104,7 +104,6 @@ impl Rig {
             url: self.connector_url.clone(),
             publication: "tributary".to_owned(),
             tables: self.tables.clone(),
-            rest: String::new(),
         }
     }
 
@@ -167,7 +166,6 @@ pub(crate) struct Plan<'a> {
     url: String,
     publication: String,
     tables: Vec<String>,
-    rest: String,
 }
 
 impl Plan<'_> {
@@ -215,13 +213,6 @@ impl Plan<'_> {
         self
     }
 
-    /// Lines of the section `[kafka]`.
-    pub(crate) fn kafka(mut self, lines: &str) -> Self {
-        self.rest.push_str(lines);
-        self.rest.push('\n');
-        self
-    }
-
     /// Starts the process.
     pub(crate) fn start(&self) -> Result<Connector> {
         self.spawn(&["run"])
@@ -264,7 +255,7 @@ impl Plan<'_> {
             "source = \"shop\"\ntables = {:?}\n\
              [postgres]\nurl = \"{}\"\nslot = \"{}\"\npublication = \"{}\"\n\
              lock_timeout_ms = 2000\nslot_timeout_ms = 2000\n\
-             [kafka]\nbootstrap = \"{}\"\ntopic_prefix = \"{}\"\nreplication_factor = 1\npartitions = 2\n{}\
+             [kafka]\nbootstrap = \"{}\"\ntopic_prefix = \"{}\"\nreplication_factor = 1\npartitions = 2\n\
              [admin]\nlisten = \"127.0.0.1:{port}\"\n[log]\nfilter = \"connectors=debug,info\"\n\
              [stream]\n{}[reads]\n{}",
             self.tables,
@@ -273,7 +264,6 @@ impl Plan<'_> {
             self.publication,
             self.rig.bootstrap,
             self.rig.prefix,
-            self.rest,
             self.stream,
             self.reads,
         )
