@@ -13,3 +13,4 @@ mod problems;
 mod race;
 mod routes;
 mod rules;
+mod stack;
