@@ -2,7 +2,7 @@
 //!
 //! Reads of the database fill it, the feed of the view's own changes only evicts. A cache that
 //! both fill, newest revision wins, keeps wrong rows for ever where reads are slow; here a row
-//! that was read is kept only under its [mark](marks). The instance's position is the position
+//! that was read is kept only under its mark. The instance's position is the position
 //! of the last checkpoint the feed has evicted for: every cached row is the view's row there,
 //! or, where its own revision is newer, at the position it was read at.
 
@@ -165,7 +165,7 @@ impl Cache {
 
     /// A read that was begun at `position` found this. It is kept only if nothing changed the
     /// row since, as far as the feed knows; looking at the mark and inserting are one step for
-    /// this key, which [`evict`](Self::evict) cannot come between.
+    /// this key, which `evict` cannot come between.
     pub async fn offer(&self, position: &FeedPosition, table: Table, id: i64, entry: Entry) {
         if entry
             .row

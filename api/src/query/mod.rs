@@ -156,7 +156,7 @@ impl View {
         })
     }
 
-    /// Did the database answer when it was asked last? [`watch`](crate::watch) asks it often.
+    /// Did the database answer when it was asked last? It is asked often.
     #[must_use]
     pub fn answers(&self) -> bool {
         self.answers.load(Ordering::Relaxed)
