@@ -172,6 +172,7 @@ CREATE TABLE public.quarantine (
     revision text COLLATE "C" NOT NULL,
     PRIMARY KEY (source, "table", key)
 );
+CREATE INDEX ON public.quarantine (source) WHERE position IS NULL;
 
 ALTER TABLE public.products REPLICA IDENTITY FULL;
 ALTER TABLE public.transactions REPLICA IDENTITY FULL;

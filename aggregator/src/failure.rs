@@ -15,6 +15,8 @@ pub enum Failure {
     /// The session that holds the advisory lock ended, or has not answered in time.
     #[error("the view database's lock was lost")]
     LockLost,
+    #[error("the view database did not answer in time")]
+    Silent,
     #[error("cannot {doing}")]
     Database {
         doing: &'static str,
@@ -31,7 +33,11 @@ impl Failure {
     pub fn is_final(&self) -> bool {
         match self {
             Self::Prerequisite(_) => true,
-            Self::Fenced | Self::LockLost | Self::Database { .. } | Self::TaskEnded => false,
+            Self::Fenced
+            | Self::LockLost
+            | Self::Silent
+            | Self::Database { .. }
+            | Self::TaskEnded => false,
         }
     }
 

@@ -48,7 +48,7 @@ impl Session {
             .tcp_user_timeout(2 * CONNECT_MAX);
         let (client, connection) = tokio::time::timeout(2 * CONNECT_MAX, config.connect(NoTls))
             .await
-            .map_err(|_| Failure::LockLost)?
+            .map_err(|_| Failure::Silent)?
             .map_err(Failure::database("connect to the view database"))?;
         let connection = tokio::spawn(async move {
             if let Err(error) = connection.await {

@@ -81,3 +81,23 @@ pub(crate) fn move_sql(known: &Known) -> String {
         unknown = CUSTOMERS.unknown(known).join(","),
     )
 }
+
+/// What changed orders mean for their customers.
+pub(crate) fn contributions(
+    changed: &[tokio_postgres::Row],
+) -> Result<Vec<Contribution>, tokio_postgres::Error> {
+    let mut contributions = Vec::with_capacity(2 * changed.len());
+    for row in changed {
+        for (start, sign) in [(0, -1), (3, 1)] {
+            if let Some(customer_id) = row.try_get(start)? {
+                contributions.push(Contribution {
+                    customer_id,
+                    sign,
+                    total: row.try_get(start + 1)?,
+                    paid: row.try_get(start + 2)?,
+                });
+            }
+        }
+    }
+    Ok(contributions)
+}

@@ -14,12 +14,13 @@ mod orders;
 mod positions;
 mod products;
 mod quarantine;
+mod reduce;
 mod resource;
 mod statements;
 mod touched;
 mod transactions;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
@@ -32,13 +33,14 @@ pub use positions::{Moved, Revision};
 
 use crate::config::ViewConfig;
 use crate::failure::Failure;
-use crate::ingest::{Change, Key, What};
+use crate::ingest::Change;
 use crate::migrations::migrate;
-use crate::mirror::{Changed, State, Table};
+use crate::mirror::Changed;
 use crate::session::Session;
-use customers::Contribution;
+use customers::contributions;
 use fence::Fence;
-use quarantine::{Findings, Poison};
+use quarantine::Findings;
+use reduce::reduce;
 use resource::Known;
 use statements::Statements;
 use touched::Touched;
@@ -310,15 +312,10 @@ impl View {
         }
         let (client, statements) = (&self.session.client, &self.statements);
         let revision = self.fence.next().to_string();
-        let isolated = async {
-            let quarantine = &statements.quarantine;
-            let mirrors = &statements.mirrors;
-            quarantine
-                .apply(client, source, &revision, findings, mirrors, touched)
-                .await?;
-            quarantine.count(client).await
-        };
-        self.quarantined = isolated
+        let mirrors = &statements.mirrors;
+        self.quarantined += statements
+            .quarantine
+            .apply(client, source, &revision, findings, mirrors, touched)
             .await
             .map_err(Failure::database("set poison aside"))?;
         Ok(())
@@ -461,74 +458,4 @@ async fn standings(client: &Client) -> Result<BTreeMap<String, Standing>, tokio_
             Ok((row.try_get(0)?, standing))
         })
         .collect()
-}
-
-/// The last state a key and mirror, in the order of the partitions; what cannot be applied
-/// aside. A good state that came before poison of the same key still counts.
-fn reduce(
-    changes: Vec<Change>,
-    quarantined: bool,
-) -> (HashMap<&'static str, HashMap<i64, State>>, Findings) {
-    let mut states: HashMap<_, HashMap<i64, State>> = HashMap::new();
-    let mut poison: HashMap<(&'static str, Key), (&'static Table, Poison)> = HashMap::new();
-    for change in changes {
-        let Change {
-            table,
-            record,
-            key,
-            what,
-        } = change;
-        match (what, &key) {
-            (What::Poison { reason, row }, _) => {
-                let row = Poison {
-                    record,
-                    reason,
-                    row,
-                };
-                poison.insert((table.mirror, key), (table, row));
-            }
-            (What::Now(state), Key::Id(id)) => {
-                poison.remove(&(table.mirror, key.clone()));
-                states.entry(table.mirror).or_default().insert(*id, state);
-            }
-            (What::Now(_), Key::Unreadable(_)) => {}
-        }
-    }
-    let mut findings = Findings::default();
-    if quarantined {
-        for (mirror, states) in &states {
-            let table = crate::mirror::TABLES
-                .into_iter()
-                .find(|table| table.mirror == *mirror);
-            let ids = states.keys().map(|id| (table, *id));
-            findings
-                .sound
-                .extend(ids.filter_map(|(table, id)| Some((table?, id))));
-        }
-    }
-    let poison = poison.into_iter();
-    findings.poison = poison
-        .map(|((_, key), (table, poison))| (table, key, poison))
-        .collect();
-    (states, findings)
-}
-
-/// What changed orders mean for their customers.
-fn contributions(
-    changed: &[tokio_postgres::Row],
-) -> Result<Vec<Contribution>, tokio_postgres::Error> {
-    let mut contributions = Vec::with_capacity(2 * changed.len());
-    for row in changed {
-        for (start, sign) in [(0, -1), (3, 1)] {
-            if let Some(customer_id) = row.try_get(start)? {
-                contributions.push(Contribution {
-                    customer_id,
-                    sign,
-                    total: row.try_get(start + 1)?,
-                    paid: row.try_get(start + 2)?,
-                });
-            }
-        }
-    }
-    Ok(contributions)
 }

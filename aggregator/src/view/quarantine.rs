@@ -67,7 +67,8 @@ impl Quarantine {
                         AS p ("table", key, reason, record, at_ms)
                     ON CONFLICT (source, "table", key) DO UPDATE SET
                         reason = excluded.reason, position = NULL, record = excluded.record,
-                        at = excluded.at, revision = excluded.revision"#,
+                        at = excluded.at, revision = excluded.revision
+                    RETURNING old.key IS NULL"#,
                 )
                 .await?,
             name: client
@@ -92,7 +93,7 @@ impl Quarantine {
     }
 
     /// Brings the quarantine to what the step found, and adds the unified rows that this
-    /// concerns to `touched`.
+    /// concerns to `touched`. How many keys more (or fewer) are in it then.
     pub(crate) async fn apply(
         &self,
         client: &Client,
@@ -101,16 +102,17 @@ impl Quarantine {
         findings: Findings,
         mirrors: &HashMap<&'static str, Mirror>,
         touched: &mut Touched,
-    ) -> Result<(), Error> {
+    ) -> Result<i64, Error> {
         let sound = findings.sound.iter();
         let sound = sound.map(|(table, id)| (table.captured, Key::Id(*id).to_string()));
         let (tables, keys): (Vec<_>, Vec<_>) = sound.unzip();
-        client
+        let released = client
             .execute(&self.release, &[&source, &tables, &keys])
             .await?;
+        let released = i64::try_from(released).unwrap_or(i64::MAX);
         self.forget(client, source, &tables, &keys, touched).await?;
         if findings.poison.is_empty() {
-            return Ok(());
+            return Ok(-released);
         }
         let poison = findings.poison.iter();
         let poisoned = poison.map(|(table, key, _)| (table.captured, key.to_string()));
@@ -120,14 +122,18 @@ impl Quarantine {
         let reasons: Vec<_> = each().map(|poison| poison.reason.as_str()).collect();
         let records: Vec<_> = each().map(|poison| poison.record.to_string()).collect();
         let times: Vec<_> = each().map(|poison| poison.record.timestamp_ms).collect();
-        client
-            .execute(
+        let taken = client
+            .query(
                 &self.take,
                 &[
                     &source, &tables, &keys, &reasons, &records, &times, &revision,
                 ],
             )
             .await?;
+        let mut more = -released;
+        for row in taken {
+            more += i64::from(row.try_get::<_, bool>(0)?);
+        }
         let names = names(client, &findings.poison, mirrors).await?;
         let (mut resources, mut ids, mut tables, mut keys) = (vec![], vec![], vec![], vec![]);
         for (kind, id, table, key) in names {
@@ -140,7 +146,7 @@ impl Quarantine {
         client
             .execute(&self.name, &[&source, &resources, &ids, &tables, &keys])
             .await?;
-        Ok(())
+        Ok(more)
     }
 
     async fn forget(
