@@ -412,3 +412,6 @@ impl Learn for TableState {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
