@@ -10,8 +10,11 @@ use crate::error::LifeError;
 use crate::life::Life;
 use crate::source::{Session, Snapshot, SourceError, session};
 
-/// Between two tries for a snapshot that shows what must be shown.
+/// Between two tries for a snapshot that shows what must be shown: mostly a commit that becomes
+/// visible at once ...
 const SETTLE_RETRY: Duration = Duration::from_millis(2);
+/// ... but a transaction that stays open is not asked about hundreds of times a second.
+const SETTLE_RETRY_MAX: Duration = Duration::from_millis(250);
 /// Waiting longer for a transaction of the source is worth a warning, once.
 const SETTLE_WARNED: Duration = Duration::from_secs(10);
 /// Between two looks at how far the WAL is flushed.
@@ -32,6 +35,15 @@ pub(crate) struct View {
 pub(crate) struct Settling {
     since: Option<Instant>,
     warned: bool,
+}
+
+impl Settling {
+    /// Until the next try: a tenth of how long it has taken so far, within bounds.
+    pub(crate) fn pause(&self) -> Duration {
+        self.since.map_or(SETTLE_RETRY, |since| {
+            (since.elapsed() / 10).clamp(SETTLE_RETRY, SETTLE_RETRY_MAX)
+        })
+    }
 }
 
 impl View {
@@ -109,7 +121,7 @@ impl Life<'_> {
                 return Ok(view);
             }
             self.record_if_old().await?;
-            tokio::time::sleep(SETTLE_RETRY).await;
+            tokio::time::sleep(self.settling.pause()).await;
         }
     }
 

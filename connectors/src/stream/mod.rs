@@ -117,7 +117,7 @@ impl Life<'_> {
     }
 
     pub(crate) fn step_back(&mut self) {
-        self.read_again_at = Instant::now() + READ_RETRY;
+        self.read_again_at = Instant::now() + READ_RETRY.max(self.settling.pause());
     }
 
     // -- records -------------------------------------------------------------------------
