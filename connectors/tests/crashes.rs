@@ -208,7 +208,8 @@ async fn postgresql_is_told_a_position_only_once_kafka_has_committed_it() -> Res
         .connector()
         .faults("connector.before_commit:sleep:2:60000")
         .start()?;
-    held.logged("goes on at").await?;
+    held.logged("fault point connector.before_commit: sleeps")
+        .await?;
     let sql = format!(
         "SELECT reply_time::text FROM pg_stat_replication WHERE application_name = '{}'",
         rig.slot

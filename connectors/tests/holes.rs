@@ -103,12 +103,12 @@ async fn the_lsn_of_a_read_is_taken_after_it() -> Result<()> {
     let connector = rig
         .connector()
         .stream("record_ms = 1\nheartbeat_ms = 600000\nidle_record_ms = 60000")
-        .faults("connector.before_snapshot:sleep:1:2000,connector.in_fill:sleep:1:1")
+        .faults("connector.before_snapshot:sleep:1:4000,connector.in_fill:sleep:1:4000")
         .start()?;
     connector.logged("goes on at").await?;
     rig.run("UPDATE doc SET n = 1 WHERE id = 1").await?;
-    // Where the LSN is taken too early, there is time between it and the snapshot.
-    connector.logged("a hole is to be filled").await?;
+    // Between the read and its LSN, or, where that is taken too early, between it and the read.
+    connector.logged(": sleeps").await?;
     rig.run(&rewrite(1, 'b')).await?;
     let mut journal = rig.journal()?;
     equals_source(&rig, &mut journal, &[DOC, PEER]).await?;

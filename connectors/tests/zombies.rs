@@ -130,9 +130,11 @@ async fn a_zombie_that_commits_late_is_fenced() -> Result<()> {
     rig.run("INSERT INTO item VALUES (6, 6)").await?;
     let first = calm
         .clone()
-        .faults("connector.before_commit:sleep:2:5000")
+        .faults("connector.before_commit:sleep:2:10000")
         .start()?;
-    first.logged("goes on at").await?;
+    first
+        .logged("fault point connector.before_commit: sleeps")
+        .await?;
     // Its record is held from now on; the slot is taken from it meanwhile.
     cut_off(&rig).await?;
     let second = calm.start()?;
@@ -160,15 +162,14 @@ async fn the_last_record_is_read_when_nobody_can_write_another() -> Result<()> {
     rig.run("INSERT INTO item VALUES (6, 6)").await?;
     let first = calm
         .clone()
-        .faults("connector.before_commit:sleep:2:4000")
+        .faults("connector.before_commit:sleep:2:6000")
         .start()?;
-    first.logged("goes on at").await?;
-    let mut journal = rig.journal()?;
-    journal
-        .until("its first record", |journal| journal.checkpoints.len() > 1)
+    first
+        .logged("fault point connector.before_commit: sleeps")
         .await?;
+    let mut journal = rig.journal()?;
     cut_off(&rig).await?;
-    let second = calm.faults("connector.before_init:sleep:1:8000").start()?;
+    let second = calm.faults("connector.before_init:sleep:1:12000").start()?;
     second.ready().await?;
     equals_source(&rig, &mut journal, &[ITEM]).await?;
     first.kill().await;

@@ -98,7 +98,10 @@ mod armed {
                     tracing::error!(%error, "cannot raise {signal}");
                 }
             }
-            Action::Sleep(duration) => tokio::time::sleep(duration).await,
+            Action::Sleep(duration) => {
+                tracing::info!(point = name, "fault point {name}: sleeps");
+                tokio::time::sleep(duration).await;
+            }
             Action::Hold(file) if file.exists() => {}
             Action::Hold(file) => {
                 tracing::warn!(point = name, "fault point {name}: holds");

@@ -91,6 +91,7 @@ impl Life<'_> {
             None
         } else {
             let lsn = self.control.inserted().await?;
+            tracing::debug!("the LSN of a read is taken before it");
             fault::point("connector.before_snapshot").await;
             Some(lsn)
         };
