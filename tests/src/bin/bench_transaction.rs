@@ -176,20 +176,11 @@ impl Bench {
         let id = topic::transactional_id(&self.config, SOURCE);
         let mut producer = Producer::connect(&self.config, &id).await?;
         let mut measured = Measured::default();
-        let mut offsets = Offsets::new();
+        let ends = Topics::connect(&self.config)?.ends(&self.table).await?;
+        let mut offsets = Offsets::from([(self.table.clone(), ends)]);
         let mut commits = Vec::with_capacity(batches);
-        // The first record is for the reader to begin at.
         let first = self.lsn.fetch_add(batches as u64 + 1, Ordering::Relaxed);
-        producer
-            .commit(&self.checkpoint, &record(first, offsets.clone()))
-            .await?;
-        let mut follower = Follower::new(
-            &self.config,
-            SOURCE,
-            Standing::default(),
-            FollowerOptions::default(),
-        )?;
-        follower.last_checkpoint().await?;
+        let follower = self.follower(&mut producer, first, &offsets).await?;
         let reader = tokio::spawn(read(follower, first + batches as u64));
         let begun = Instant::now();
         for batch in 0..batches {
@@ -222,6 +213,27 @@ impl Bench {
             }
         }
         Ok(measured)
+    }
+
+    /// A reader that has begun: it has taken the second of two records that are committed for it.
+    async fn follower(
+        &self,
+        producer: &mut Producer,
+        lsn: u64,
+        offsets: &Offsets,
+    ) -> Result<Follower> {
+        let mut follower = Follower::new(
+            &self.config,
+            SOURCE,
+            Standing::default(),
+            FollowerOptions::default(),
+        )?;
+        let record = record(lsn, offsets.clone());
+        producer.commit(&self.checkpoint, &record).await?;
+        follower.last_checkpoint().await?;
+        producer.commit(&self.checkpoint, &record).await?;
+        follower.next().await?;
+        Ok(follower)
     }
 
     async fn idempotent(&self, events: usize, batches: usize, pause: Duration) -> Result<Measured> {
