@@ -1,12 +1,14 @@
 //! The aggregator's process: configuration, admin port, lives.
 
 use std::path::PathBuf;
+use std::pin::pin;
 use std::process::ExitCode;
 
 use aggregator::config::Config;
 use aggregator::life;
 use clap::{Parser, Subcommand};
-use service::{admin, shutdown, telemetry};
+use service::admin::{self, Health};
+use service::{shutdown, telemetry};
 
 /// Joins the three sources into the view: applies their checkpoints, and migrates the view.
 #[derive(Debug, Parser)]
@@ -25,45 +27,34 @@ enum Command {
     Run,
 }
 
-/// A configuration or a prerequisite is wrong: a supervisor need not try again at once.
+/// Configuration or a prerequisite is wrong: no supervisor need try again at once.
 const PREREQUISITE: u8 = 2;
 
 #[tokio::main(worker_threads = 2)]
-async fn main() -> ExitCode {
+async fn main() -> anyhow::Result<ExitCode> {
     let Arguments { config, command } = Arguments::parse();
     let Command::Run = command.unwrap_or(Command::Run);
-    let config: Config = match service::config::load(&config) {
-        Ok(config) => config,
-        Err(error) => {
-            eprintln!("aggregator: {error}");
-            return ExitCode::from(PREREQUISITE);
-        }
+    let loaded = service::config::load::<Config>(&config);
+    let Ok(config) = loaded.inspect_err(|error| eprintln!("aggregator: {error}")) else {
+        return Ok(ExitCode::from(PREREQUISITE));
     };
-    match run(config).await {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("aggregator: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let metrics = telemetry::start(&config.log)?;
-    let (shutdown, health) = (shutdown::on_signal()?, admin::Health::default());
-    let extra = Default::default();
-    let admin = admin::serve(
-        config.admin.clone(),
+    let (stop, health) = (shutdown::on_signal()?, Health::default());
+    let (listen, extra) = (config.admin.clone(), Default::default());
+    let admin = pin!(admin::serve(
+        listen,
         health.clone(),
         metrics,
         extra,
-        shutdown.clone(),
-    );
-    let admin = tokio::spawn(admin);
-    if let Err(failure) = life::run(&config, &health, shutdown.clone()).await {
-        tracing::error!(error = %failure, "{failure}");
+        stop.clone()
+    ));
+    let ended = tokio::select! {
+        ended = life::run(&config, &health, stop) => ended.map_err(anyhow::Error::from),
+        ended = admin => ended.map_err(anyhow::Error::from),
+    };
+    if let Err(error) = ended {
+        tracing::error!(%error, "{error}");
         return Ok(ExitCode::from(PREREQUISITE));
     }
-    admin.await??;
     Ok(ExitCode::SUCCESS)
 }
