@@ -1,5 +1,6 @@
 //! What goes wrong: processes killed and paused at random, from a seed.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -25,6 +26,7 @@ pub(super) async fn run(
 ) -> Result<Done> {
     let services: Vec<&Service> = stack.services().collect();
     let mut done = Done::default();
+    let mut ever_armed = BTreeSet::new();
     let deadline = Instant::now() + Duration::from_secs(60) + Duration::from_secs(10) * kills;
     while done.kills < kills && !stop.is_cancelled() {
         tokio::time::sleep(Duration::from_millis(random.random_range(200..2_500))).await;
@@ -65,12 +67,16 @@ pub(super) async fn run(
         while service.starts() == starts && !stop.is_cancelled() {
             tokio::time::sleep(Duration::from_millis(25)).await;
         }
+        // Only that life dies at the point: a point that each life passes would let none live.
+        service.environment(&[("FAULT_POINTS", "")]);
+        if !armed.is_empty() {
+            ever_armed.insert(service.name().to_owned());
+        }
     }
     for service in services {
-        let armed = service.has_environment("FAULT_POINTS");
         service.environment(&[("FAULT_POINTS", "")]);
-        // One that would die at a point later, at rest, does so now.
-        if armed {
+        // One that might die at a point later, at rest, does so now.
+        if ever_armed.contains(service.name()) {
             service.kill();
         }
     }
