@@ -1,10 +1,12 @@
 //! Processes that are killed and paused where it hurts most.
 
-use anyhow::{Context, Result};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 
 use crate::rules::order;
-use crate::topics::{Aggregator, Place, wait};
+use crate::topics::{Aggregator, Place, WITHIN, wait};
 
 /// Between loading, first serving and applying, a process passes each point several times.
 const POINTS: [&str; 4] = [
@@ -25,7 +27,9 @@ async fn killed_at_any_point_it_goes_on_where_it_was() -> Result<()> {
             let faults = format!("aggregator.{point}:kill:{pass}");
             let aggregator = place.start(apply, &[("FAULT_POINTS", &faults)])?;
             // Until it has passed the point often enough.
+            let deadline = Instant::now() + WITHIN;
             while aggregator.process.status().is_none() {
+                ensure!(Instant::now() < deadline, "{}", aggregator.log());
                 place.work().await?;
             }
             assert!(
@@ -78,7 +82,9 @@ async fn a_paused_holder_is_replaced_and_cannot_write_when_it_comes_back() -> Re
             second.readiness().await?,
             "not ready: standby: another aggregator holds the lock"
         );
+        let deadline = Instant::now() + WITHIN;
         while !first.log().contains("SIGSTOP") {
+            ensure!(Instant::now() < deadline, "{}", first.log());
             place.work().await?;
         }
         stopped(&first).await?;

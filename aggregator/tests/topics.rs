@@ -18,7 +18,7 @@ use crate::oracle::{mirrors_equal_source, unified_tables_equal_joins};
 use crate::shop::Shop;
 
 /// The longest wait for a state that must come.
-const WITHIN: Duration = Duration::from_secs(60);
+pub(crate) const WITHIN: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(5);
 
 /// A shop whose sources stand in Kafka, and a view database.
@@ -104,7 +104,7 @@ impl Place {
         let text = format!(
             "[view]\nurl = {url:?}\n[kafka]\nbootstrap = {:?}\ntopic_prefix = {:?}\n\
             replication_factor = 1\n[admin]\nlisten = \"127.0.0.1:{port}\"\n\
-            [log]\nfilter = \"info,aggregator=debug\"\n[apply]\nsilence_max_ms = 1000\n{apply}\n",
+            [log]\nfilter = \"info,aggregator=debug\"\n[apply]\nsilence_max_ms = 3000\n{apply}\n",
             self.kafka.bootstrap, self.kafka.topic_prefix
         );
         std::fs::write(&config, text)?;
