@@ -95,7 +95,9 @@ pub(crate) async fn live(
     let life = async {
         let mut life = Box::pin(Life::take_over(config, status, &postgres, control)).await?;
         let followed = Box::pin(life.follow(shutdown)).await;
-        if let Err(error) = life.delivery.abort().await {
+        // A producer that failed, fenced maybe, has nothing to end in order.
+        let failed = matches!(followed, Err(LifeError::Producer(_)));
+        if !failed && let Err(error) = life.delivery.abort().await {
             // What was open ends by its timeout, or by the successor's hand.
             tracing::debug!(%error, "cannot abort the open transaction");
         }

@@ -102,7 +102,7 @@ async fn the_lsn_of_a_read_is_taken_after_it() -> Result<()> {
     down(&rig).await?;
     let connector = rig
         .connector()
-        .stream("record_ms = 1\nheartbeat_ms = 600000\nidle_record_ms = 60000")
+        .stream("record_ms = 1\nheartbeat_ms = 600000\nidle_record_ms = 5000")
         .faults("connector.before_snapshot:sleep:1:4000,connector.in_fill:sleep:1:4000")
         .start()?;
     connector.logged("goes on at").await?;
@@ -331,7 +331,7 @@ async fn a_kept_view_is_dropped_when_the_table_got_a_new_file() -> Result<()> {
     down(&rig).await?;
     let connector = rig
         .connector()
-        .stream("record_ms = 1\nheartbeat_ms = 600000\nidle_record_ms = 60000")
+        .stream("record_ms = 1\nheartbeat_ms = 600000\nidle_record_ms = 5000")
         .faults("connector.in_fill:sleep:1:2000,connector.after_fill:sleep:1:2000")
         .reads("read_view_ms_max = 60000")
         .start()?;

@@ -91,7 +91,7 @@ async fn a_paused_leader_loses_its_lock_and_what_it_had_queued_is_never_written(
         rig.run("INSERT INTO item SELECT g, g FROM generate_series(6, 9) g")
             .await?;
         first.stopped().await?;
-        let second = plan.start()?;
+        let second = rig.connector().start()?;
         let mut journal = rig.journal()?;
         second.ready().await?;
         equals_source(&rig, &mut journal, &[ITEM]).await?;
@@ -137,7 +137,7 @@ async fn a_zombie_that_commits_late_is_fenced() -> Result<()> {
         .await?;
     // Its record is held from now on; the slot is taken from it meanwhile.
     cut_off(&rig).await?;
-    let second = calm.start()?;
+    let second = rig.connector().without_rules("advisory_lock").start()?;
     second.ready().await?;
     let mut journal = rig.journal()?;
     equals_source(&rig, &mut journal, &[ITEM]).await?;
@@ -169,7 +169,11 @@ async fn the_last_record_is_read_when_nobody_can_write_another() -> Result<()> {
         .await?;
     let mut journal = rig.journal()?;
     cut_off(&rig).await?;
-    let second = calm.faults("connector.before_init:sleep:1:12000").start()?;
+    let second = rig
+        .connector()
+        .without_rules("advisory_lock")
+        .faults("connector.before_init:sleep:1:12000")
+        .start()?;
     second.ready().await?;
     equals_source(&rig, &mut journal, &[ITEM]).await?;
     first.kill().await;
