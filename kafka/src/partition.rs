@@ -196,6 +196,7 @@ impl PartitionConsumer {
                 peeked: None,
                 at_end: false,
                 stable: 0,
+                stable_known: 0,
             });
         }
         if let Some((topic, ..)) = partitions.first() {
@@ -210,19 +211,24 @@ impl PartitionConsumer {
         Ok(readers)
     }
 
-    /// [`PartitionConsumer::open`] for one partition.
+    /// [`PartitionConsumer::open`] for one partition whose last stable offset is known already
+    /// (0: not); an end that is met counts up to there.
     pub(crate) fn open_one(
         &self,
         topic: &Arc<str>,
         partition: i32,
         next: Option<i64>,
+        stable: i64,
     ) -> Result<PartitionReader, PartitionError> {
         let mut readers = self.open(&[(Arc::clone(topic), partition, next)])?;
-        readers.pop().ok_or_else(|| PartitionError {
+        let mut reader = readers.pop().ok_or_else(|| PartitionError {
             doing: "begin to read a partition",
             topic: topic.to_string(),
             source: KafkaError::NoMessageReceived,
-        })
+        })?;
+        reader.stable = stable;
+        reader.stable_known = stable;
+        Ok(reader)
     }
 }
 
@@ -296,6 +302,8 @@ pub(crate) struct PartitionReader {
     at_end: bool,
     /// The last stable offset was at least this when the present reading began.
     stable: i64,
+    /// The highest last stable offset that was ever heard of; it never falls.
+    stable_known: i64,
 }
 
 impl std::fmt::Debug for PartitionReader {
@@ -418,7 +426,7 @@ impl PartitionReader {
         self.next = next;
         self.peeked = None;
         self.at_end = false;
-        self.stable = 0;
+        self.stable = self.stable_known;
         Ok(())
     }
 
@@ -432,9 +440,9 @@ impl PartitionReader {
     async fn look_into_end(&mut self, end: i64) -> Result<(), PartitionError> {
         let (_, stable) =
             bounds(&self.consumer, &self.topic, self.partition, self.patience).await?;
+        self.stable_known = self.stable_known.max(stable);
         if stable >= end {
             self.seek(self.next).await?;
-            self.stable = stable;
         }
         Ok(())
     }

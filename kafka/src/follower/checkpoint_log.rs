@@ -54,7 +54,7 @@ impl CheckpointLog {
         let floor = seen.max(low);
         let mut from = floor.max(stable - FIRST_LOOK);
         let mut end = stable;
-        let mut reader = consumer.open_one(name, 0, Some(from))?;
+        let mut reader = consumer.open_one(name, 0, Some(from), stable)?;
         loop {
             let mut newest = None;
             loop {

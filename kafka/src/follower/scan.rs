@@ -60,7 +60,10 @@ impl TopicScan {
             Some(reader) => reader,
             closed => {
                 let next = (self.next > 0).then_some(self.next);
-                closed.insert(self.consumer.open_one(&self.topic, self.partition, next)?)
+                closed.insert(
+                    self.consumer
+                        .open_one(&self.topic, self.partition, next, 0)?,
+                )
             }
         };
         while batch.len() < max {
