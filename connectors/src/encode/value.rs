@@ -101,7 +101,7 @@ pub fn write(out: &mut Vec<u8>, kind: Kind, text: Option<&[u8]>) {
     }
 }
 
-/// The text that PostgreSQL reads as the value that [`write`] wrote as `json`; none where the
+/// The text that PostgreSQL reads as the value that [`write()`] wrote as `json`; none where the
 /// value cannot have come from a column of this kind.
 #[must_use]
 pub fn invert(kind: Kind, json: &serde_json::Value) -> Option<String> {

@@ -67,7 +67,7 @@ pub struct Catalog {
 const FIRST_NORMAL_OID: u32 = 16_384;
 
 impl Catalog {
-    /// Reads the tables that exist and are published. What is missing is [`super::check`]'s.
+    /// Reads the tables that exist and are published. What is missing is [`super::check()`]'s.
     ///
     /// # Errors
     /// Where the session is lost.
