@@ -1,5 +1,6 @@
 //! `api`: serves the unified view.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -31,10 +32,9 @@ const WRONG_CONFIGURATION: u8 = 2;
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if let Some(Command::Openapi) = arguments.command {
-        println!(
-            "{}",
-            api::route::document().to_pretty_json().unwrap_or_default()
-        );
+        let document = api::route::document().to_pretty_json().unwrap_or_default();
+        // Whoever reads it may have had enough.
+        let _ = writeln!(std::io::stdout(), "{document}");
         return ExitCode::SUCCESS;
     }
     let config: api::config::Config = match config::load(&arguments.config) {

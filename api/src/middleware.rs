@@ -154,7 +154,8 @@ async fn observe(request: Request, next: Next) -> Response {
     }
     let bytes = response.body().size_hint().exact();
     let ms = elapsed.as_secs_f64() * 1000.0;
-    if status.is_server_error() {
+    // A 503 is told to the client with its reason, and may come as often as clients wait.
+    if status.is_server_error() && status != StatusCode::SERVICE_UNAVAILABLE {
         tracing::warn!(
             id,
             method,

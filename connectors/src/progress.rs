@@ -185,6 +185,10 @@ impl Progress {
         self.in_transaction = false;
         if end_lsn > self.position {
             self.committed_at_us = Some(commit_time_us);
+            // When it committed, it was all that the source had; a clock ahead of ours is not
+            // believed.
+            let known = commit_time_us.min(crate::encode::envelope::now_us());
+            self.current_at_us = self.current_at_us.max(Some(known));
         }
         self.move_to(if in_force("end_lsn") {
             end_lsn

@@ -117,6 +117,15 @@ async fn a_publication_that_filters_rows() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_publication_that_leaves_out_columns() -> Result<()> {
+    let rig = rig().await?;
+    rig.run("ALTER PUBLICATION tributary SET TABLE item (id)")
+        .await?;
+    stops_with!(&rig, rig.connector(), @r#"error: the publication tributary leaves out columns of public.item; let the owner run: ALTER PUBLICATION "tributary" DROP TABLE "public"."item"; ALTER PUBLICATION "tributary" ADD TABLE "public"."item";"#);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_publication_for_all_tables() -> Result<()> {
     let rig = rig().await?;
     rig.run("CREATE PUBLICATION everything FOR ALL TABLES")

@@ -79,6 +79,13 @@ pub struct Seen<T> {
     pub positions: Arc<Positions>,
 }
 
+/// An error with its causes: the pool's own message names none.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let texts: Vec<_> = causes.map(ToString::to_string).collect();
+    texts.join(": ")
+}
+
 /// Why the view could not be read. Not for clients: it is logged here once.
 #[derive(Debug, thiserror::Error)]
 pub enum ViewError {
@@ -86,7 +93,7 @@ pub enum ViewError {
     Url(#[source] tokio_postgres::Error),
     #[error("the pool of connections to the view cannot be made: {0}")]
     Build(#[source] deadpool_postgres::BuildError),
-    #[error("no connection to the view: {0}")]
+    #[error("no connection to the view: {}; check view.url and the database", chain(.0))]
     Connect(#[source] deadpool_postgres::PoolError),
     #[error("cannot read {what} from the view: {source}")]
     Read {

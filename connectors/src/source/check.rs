@@ -261,7 +261,8 @@ async fn table_faults(
              has_schema_privilege(n.oid, 'USAGE'), has_table_privilege(c.oid, 'SELECT'), \
              row_security_active(c.oid), p.pubname IS NOT NULL, p.rowfilter IS NOT NULL, \
              (SELECT bool_and(a.attname = ANY (p.attnames)) FROM pg_attribute a \
-              WHERE a.attrelid = c.oid AND a.attnum = ANY (i.indkey::int2[])), \
+              WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
+              AND a.attgenerated = ''), \
              c.relpersistence, current_user, (i.indisreplident AND c.relreplident = 'i') \
          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
          LEFT JOIN pg_index i ON i.indrelid = c.oid AND i.indisprimary \
@@ -357,7 +358,7 @@ async fn table_faults(
         fault(
             faults,
             format_args!(
-                "the publication {} leaves out a column of the primary key of {qualified}; let the owner run: ALTER PUBLICATION {publication} DROP TABLE {quoted}; ALTER PUBLICATION {publication} ADD TABLE {quoted};",
+                "the publication {} leaves out columns of {qualified}; let the owner run: ALTER PUBLICATION {publication} DROP TABLE {quoted}; ALTER PUBLICATION {publication} ADD TABLE {quoted};",
                 config.postgres.publication
             ),
         );
