@@ -135,7 +135,15 @@ impl<'a> Life<'a> {
         let (progress, stream, begun) = match epoch::lasts(last.as_ref(), taken.slot, &server) {
             Ok(last) => {
                 let tables = catalog.columns_by_table();
-                let progress = Progress::resume(last, server.identity, &tables);
+                let mut progress = Progress::resume(last, server.identity, &tables);
+                for table in config
+                    .tables
+                    .iter()
+                    .filter(|t| !last.tables.contains_key(*t))
+                {
+                    let ends = topics.ends(&table_topic(config, table)).await?;
+                    progress.add(table, &ends);
+                }
                 (progress, taken.stream, false)
             }
             Err(reason) => {

@@ -104,14 +104,7 @@ impl Progress {
         let tables = catalog
             .iter()
             .map(|(name, columns)| {
-                let reconcile = ends
-                    .get(name)
-                    .filter(|_| in_force("reconcile"))
-                    .into_iter()
-                    .flatten()
-                    .filter(|(_, end)| **end > 0)
-                    .map(|(partition, end)| (*partition, Reconcile { next: 0, end: *end }))
-                    .collect();
+                let reconcile = ends.get(name).map(stale).unwrap_or_default();
                 let columns = if in_force("all_chunks_first") {
                     Vec::new()
                 } else {
@@ -139,6 +132,14 @@ impl Progress {
             tables,
             uncovered: false,
             in_transaction: false,
+        }
+    }
+
+    /// A table that the last record does not have: its topic (`ends`: partition → end offset)
+    /// may hold keys from when it was captured before.
+    pub fn add(&mut self, table: &str, ends: &BTreeMap<i32, i64>) {
+        if let Some(state) = self.tables.get_mut(table) {
+            state.reconcile = stale(ends);
         }
     }
 
@@ -415,6 +416,15 @@ impl Learn for TableState {
             false
         }
     }
+}
+
+/// All of a topic that is to be compared with the source.
+fn stale(ends: &BTreeMap<i32, i64>) -> BTreeMap<i32, Reconcile> {
+    let ends = ends
+        .iter()
+        .filter(|(_, end)| in_force("reconcile") && **end > 0);
+    ends.map(|(partition, end)| (*partition, Reconcile { next: 0, end: *end }))
+        .collect()
 }
 
 #[cfg(test)]

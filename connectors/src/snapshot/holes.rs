@@ -176,7 +176,7 @@ impl Life<'_> {
             format!("{} = {value}", identifier(&column.name))
         });
         let sql = format!(
-            "SAVEPOINT hole; SELECT {columns} FROM {} WHERE {}; {}; ROLLBACK TO hole",
+            "SAVEPOINT hole; SELECT {columns} FROM {} WHERE {}; {}; ROLLBACK TO hole; RELEASE hole",
             hole.captured.sql,
             conditions.collect::<Vec<_>>().join(" AND "),
             View::moved_sql(hole.captured.oid)
@@ -236,7 +236,7 @@ impl Life<'_> {
         Ok(())
     }
 
-    async fn drop_view(&mut self) -> Result<(), LifeError> {
+    pub(super) async fn drop_view(&mut self) -> Result<(), LifeError> {
         self.holes.touched.clear();
         if self.holes.kept.take().is_some() {
             View::close(&self.hole_reads).await?;

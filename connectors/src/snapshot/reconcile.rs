@@ -191,7 +191,7 @@ async fn ask(
     let columns = list(names.iter().map(|name| format!("t.{name}")));
     let sql = format!(
         "SAVEPOINT ask; SELECT {columns} FROM {} AS t JOIN (VALUES {}) AS wanted ({}) USING ({}); \
-         {}; ROLLBACK TO ask",
+         {}; ROLLBACK TO ask; RELEASE ask",
         captured.sql,
         list(wanted),
         names.join(", "),
@@ -202,7 +202,9 @@ async fn ask(
     if let Err(error) = &answer
         && is_unfit(error)
     {
-        session.execute(DOING, "ROLLBACK TO ask").await?;
+        session
+            .execute(DOING, "ROLLBACK TO ask; RELEASE ask")
+            .await?;
     }
     let mut rows = answer?;
     let moved = rows.pop();

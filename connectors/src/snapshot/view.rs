@@ -17,6 +17,8 @@ const SETTLE_RETRY: Duration = Duration::from_millis(2);
 const SETTLE_RETRY_MAX: Duration = Duration::from_millis(250);
 /// Waiting longer for a transaction of the source is worth a warning, once.
 const SETTLE_WARNED: Duration = Duration::from_secs(10);
+/// A kept view whose read is not flushed by then is ended, which has what it wrote flushed.
+const VIEW_KEPT_UNFLUSHED: Duration = Duration::from_millis(200);
 /// Between two looks at how far the WAL is flushed.
 const FLUSH_RETRY: Duration = Duration::from_millis(1);
 
@@ -65,9 +67,10 @@ impl View {
         })
     }
 
-    /// Ends the transaction.
+    /// Ends the transaction. By COMMIT: reading may write WAL (pruned pages, hint bits), and a
+    /// ROLLBACK leaves its last page unflushed for up to 15 s, which [`Life::count_read`] waits for.
     pub(crate) async fn close(session: &Session) -> Result<(), SourceError> {
-        session.execute("end a read view", "ROLLBACK").await
+        session.execute("end a read view", "COMMIT").await
     }
 
     /// Did the table get a new file since the snapshot? TRUNCATE and rewriting ALTER TABLEs are
@@ -155,7 +158,11 @@ impl Life<'_> {
     /// A read counts once the WAL is flushed to its LSN: what a crash of the server takes back
     /// must not stand in the topics.
     pub(crate) async fn count_read(&mut self, lsn: Lsn) -> Result<(), LifeError> {
+        let begun = Instant::now();
         while in_force("read_is_flushed") && self.control.flushed().await? < lsn {
+            if begun.elapsed() > VIEW_KEPT_UNFLUSHED {
+                self.drop_view().await?;
+            }
             self.feedback.request_keepalive();
             tokio::time::sleep(FLUSH_RETRY).await;
         }

@@ -152,8 +152,10 @@ impl Life<'_> {
         Ok(())
     }
 
-    /// A record if the Kafka transaction is as large as it may become.
+    /// A record if the Kafka transaction is as large as it may become. Comes with every change
+    /// and batch, so it also holds a kept view to its bounds while a transaction streams on.
     pub(crate) async fn record_if_full(&mut self) -> Result<(), LifeError> {
+        self.pass_view().await?;
         let limits = &self.config.stream;
         if self.delivery.events() >= limits.kafka_transaction_events_max
             || self.delivery.bytes() >= limits.kafka_transaction_bytes_max
