@@ -169,6 +169,10 @@ impl Applier {
         for part in &parts {
             count(&part.moved.source, part.changes.len());
         }
+        // Those that came along are known to run, too.
+        for moved in &moves {
+            self.runs(&moved.source);
+        }
         self.view.apply(parts).await?;
         self.applied(&moves, began);
         Ok(())
