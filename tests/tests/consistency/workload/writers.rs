@@ -203,8 +203,12 @@ pub(super) async fn accounting(
         .get(random.random_range(0..own.len().max(1)))
         .copied()
         .unwrap_or_default();
-    // Orders of the seed, and some that never were.
-    let order = random.random_range(1..2_200_i32);
+    // Orders of the seed, and some that never were; none of those that are guarded, whose ids
+    // follow the seed's.
+    let order = match random.random_range(1..2_200_i32) {
+        order @ ..=2_001 => order,
+        never => 1_000_000 + never,
+    };
     let cents = random.random_range(-2_000..50_000_i64);
     match random.random_range(0..8) {
         0..3 => {
