@@ -15,8 +15,8 @@ const LINES: &str = "sales.public.sls_orderdetail";
 const ORDERS: i64 = 600;
 const LINES_OF_EACH: i64 = 50;
 
-/// The event at which the connector stops: it has sent this many of them to its queue.
-const STOPS_AT: &str = "connector.after_send:stop:5000";
+/// Where the connector is paused: so many events are sent to its queue, the others are to come.
+const HOLDS_AT: &str = "connector.after_send:hold:15000";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_paused_connector_that_goes_on_writes_nothing() -> Result<()> {
@@ -29,9 +29,12 @@ async fn paused_connector(stack: &Stack) -> Result<()> {
     let zombie = stack.service("connector-sales");
     zombie.terminate().await?;
     zombie.supervise(false);
-    zombie.environment(&[("FAULT_POINTS", STOPS_AT)]);
+    let gate = stack.folder().join("zombie-goes-on");
+    let holds = format!("{HOLDS_AT}:{}", gate.display());
+    zombie.environment(&[("FAULT_POINTS", &holds)]);
     zombie.start()?;
     zombie.ready().await?;
+    let at_first = ends(stack, LINES).await?;
 
     // One transaction of the shop, which no reader may see a part of.
     let sales = stack.source(System::Sales).await?;
@@ -46,7 +49,15 @@ async fn paused_connector(stack: &Stack) -> Result<()> {
              commit"
         ))
         .await?;
+    // Some of what it sent has reached the broker; the rest of the transaction is not sent.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while ends(stack, LINES).await? == at_first {
+        ensure!(Instant::now() < deadline, "the connector sends nothing");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    zombie.stop();
     zombie.stopped().await?;
+    std::fs::write(&gate, "")?;
 
     let successor = stack.standby("connector-sales")?;
     successor.start()?;
@@ -124,15 +135,18 @@ async fn paused_aggregator(stack: &Stack) -> Result<()> {
     let zombie = stack.service("aggregator");
     zombie.terminate().await?;
     zombie.supervise(false);
-    // In the middle of a view transaction: everything is written, nothing committed.
-    zombie.environment(&[("FAULT_POINTS", "aggregator.before_commit:stop:3")]);
+    let gate = stack.folder().join("zombie-goes-on");
+    std::fs::write(&gate, "")?;
+    let holds = format!("aggregator.before_commit:hold:1:{}", gate.display());
+    zombie.environment(&[("FAULT_POINTS", &holds)]);
     zombie.start()?;
     zombie.ready().await?;
+    // In the middle of a view transaction: everything is written, nothing committed.
+    std::fs::remove_file(&gate)?;
     let sales = stack.source(System::Sales).await?;
-    let mut changes = 0;
-    while !zombie.is_stopped() {
-        changes += 1;
-        ensure!(changes < 10_000, "the aggregator does not stop");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !zombie.log().contains("before_commit: holds") {
+        ensure!(Instant::now() < deadline, "the aggregator does not hold");
         sales
             .execute(
                 "update sls_orderdetail set quantity = quantity + 1 where order_id = 1",
@@ -141,6 +155,9 @@ async fn paused_aggregator(stack: &Stack) -> Result<()> {
             .await?;
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    zombie.stop();
+    zombie.stopped().await?;
+    std::fs::write(&gate, "")?;
     let successor = stack.standby("aggregator")?;
     successor.start()?;
     stack.caught_up().await.context("with the successor")?;
