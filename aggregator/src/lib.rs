@@ -11,7 +11,9 @@
 //! (their offsets do not commit with the data), materialized views (a change would cost what all
 //! orders cost).
 
+pub mod command;
 pub mod config;
+pub mod control;
 pub mod failure;
 pub mod ingest;
 pub mod life;

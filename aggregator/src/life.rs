@@ -1,6 +1,8 @@
 //! One life of the aggregator: it takes lock and view over, follows every source, and applies
 //! what they complete, until it is told to stop or loses what it holds.
 
+mod rebuild;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -11,8 +13,9 @@ use service::backoff::Backoff;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::control::{Command, Commands};
 use crate::failure::Failure;
-use crate::ingest::{Change, Feeds, Item, Options};
+use crate::ingest::{Change, Feeds, Item, Options, Purpose};
 use crate::lock::Lock;
 use crate::view::{Moved, Part, View};
 
@@ -27,6 +30,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 pub async fn run(
     config: &Config,
     health: &Health,
+    mut commands: Commands,
     shutdown: CancellationToken,
 ) -> Result<(), Failure> {
     crate::telemetry::describe();
@@ -35,7 +39,7 @@ pub async fn run(
         let began = Instant::now();
         let failure = tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
-            ended = live(config, health) => match ended {
+            ended = live(config, health, &mut commands) => match ended {
                 Ok(never) => match never {},
                 Err(failure) => failure,
             },
@@ -43,6 +47,7 @@ pub async fn run(
         if failure.is_final() {
             return Err(failure);
         }
+        commands.status.clear();
         if began.elapsed() > BACKOFF_MAX {
             backoff.reset();
         }
@@ -61,7 +66,11 @@ pub async fn run(
 }
 
 /// Ends only by failing.
-async fn live(config: &Config, health: &Health) -> Result<std::convert::Infallible, Failure> {
+async fn live(
+    config: &Config,
+    health: &Health,
+    commands: &mut Commands,
+) -> Result<std::convert::Infallible, Failure> {
     let silence_max = config.apply.silence_max();
     let lock = Lock::acquire(&config.view.url, silence_max, health).await?;
     health.not_ready("takes the view over");
@@ -73,7 +82,7 @@ async fn live(config: &Config, health: &Health) -> Result<std::convert::Infallib
             apply: config.apply.clone(),
         };
         let mut applier = Applier::new(view, options, config.sources.clone(), health.clone());
-        applier.run().await
+        applier.run(commands).await
     };
     tokio::select! {
         failure = lost => Err(failure),
@@ -91,7 +100,9 @@ struct Applier {
     health: Health,
     /// Sources whose follower is known to run.
     running: BTreeSet<String>,
-    backoffs: BTreeMap<String, Backoff>,
+    backoffs: BTreeMap<(String, Purpose), Backoff>,
+    /// Events that each rebuild under way has loaded since this life began.
+    rebuilt_events: BTreeMap<String, u64>,
 }
 
 impl Applier {
@@ -105,38 +116,54 @@ impl Applier {
             health,
             running: BTreeSet::new(),
             backoffs: BTreeMap::new(),
+            rebuilt_events: BTreeMap::new(),
         }
     }
 
-    async fn run(&mut self) -> Result<std::convert::Infallible, Failure> {
+    async fn run(&mut self, commands: &mut Commands) -> Result<std::convert::Infallible, Failure> {
         for source in self.sources.clone() {
             self.follow(&source, Duration::ZERO);
         }
+        self.resume_rebuilds();
         loop {
-            let (source, item) = self.feeds.next().await.ok_or(Failure::TaskEnded)?;
-            match item {
-                Item::Runs => self.runs(&source),
-                Item::Events(changes, offsets) if self.view.serves(&source) => {
-                    drop(offsets);
-                    self.apply_in_steps(&source, changes).await?;
-                }
-                Item::Events(changes, offsets) => {
-                    self.runs(&source);
-                    let mut standing = self.standing(&source);
-                    for (topic, ends) in offsets {
-                        standing.offsets.entry(topic).or_default().extend(ends);
+            commands.status.set(self.status());
+            tokio::select! {
+                next = self.feeds.next() => match next.ok_or(Failure::TaskEnded)? {
+                    (source, Purpose::Serve, item) => self.take(&source, item).await?,
+                    (source, Purpose::Rebuild, item) => self.take_rebuilt(&source, item).await?,
+                },
+                command = commands.next() => match command {
+                    Command::Rebuild { sources, taken } => {
+                        let began = self.rebuild_by_command(&sources).await?;
+                        // Who asked may have gone.
+                        let _ = taken.send(began);
                     }
-                    count(&source, changes.len());
-                    self.view.load(&source, changes, standing).await?;
-                }
-                Item::Checkpoint(part) => self.apply(*part).await?,
-                // Outside of a view transaction there is nothing to undo: a source that is not
-                // served reads the same events again into its mirrors.
-                Item::TooOld => {}
-                Item::Behind => self.behind(&source).await?,
-                Item::Failed(error) => self.failed(&source, &error),
+                },
             }
         }
+    }
+
+    async fn take(&mut self, source: &str, item: Item) -> Result<(), Failure> {
+        match item {
+            Item::Runs => self.runs(source),
+            Item::Events(changes, offsets) if self.view.serves(source) => {
+                drop(offsets);
+                self.apply_in_steps(source, changes).await?;
+            }
+            Item::Events(changes, offsets) => {
+                self.runs(source);
+                let standing = moved_on(self.standing(source), offsets);
+                count(source, changes.len());
+                self.view.load(source, changes, standing).await?;
+            }
+            Item::Checkpoint(part) => self.apply(*part).await?,
+            // Outside of a view transaction there is nothing to undo: a source that is not
+            // served reads the same events again into its mirrors.
+            Item::TooOld => {}
+            Item::Behind => self.behind(source).await?,
+            Item::Failed(error) => self.failed(source, Purpose::Serve, &error),
+        }
+        Ok(())
     }
 
     /// A checkpoint in one step; with others that are here already.
@@ -201,17 +228,20 @@ impl Applier {
                 }
                 Ok(Some(Item::Runs)) => {}
                 Ok(Some(Item::TooOld)) => return self.view.undo().await,
-                Ok(Some(Item::Behind)) => return self.behind(source).await,
+                Ok(Some(Item::Behind)) => {
+                    self.view.undo().await?;
+                    return self.behind(source).await;
+                }
                 Ok(Some(Item::Failed(error))) => {
                     self.view.undo().await?;
-                    self.failed(source, &error);
+                    self.failed(source, Purpose::Serve, &error);
                     return Ok(());
                 }
                 Ok(None) => return Err(Failure::TaskEnded),
                 Err(_) => {
                     tracing::warn!(source, "{source} stalled within a checkpoint: undoes it");
                     self.view.undo().await?;
-                    self.retry(source, "stalled within a checkpoint");
+                    self.retry(source, Purpose::Serve, "stalled within a checkpoint");
                     return Ok(());
                 }
             }
@@ -227,13 +257,13 @@ impl Applier {
 
     fn follow(&mut self, source: &str, wait: Duration) {
         let standing = self.standing(source);
-        self.feeds.restart(source, standing, wait);
+        self.feeds.restart(source, Purpose::Serve, standing, wait);
     }
 
     fn runs(&mut self, source: &str) {
         if !self.running.contains(source) {
             self.running.insert(source.to_owned());
-            self.backoffs.remove(source);
+            self.backoffs.remove(&(source.to_owned(), Purpose::Serve));
             if self.running.len() == self.sources.len() {
                 tracing::info!("follows every source");
                 self.health.ready();
@@ -241,30 +271,43 @@ impl Applier {
         }
     }
 
-    fn failed(&mut self, source: &str, error: &FollowerError) {
+    fn failed(&mut self, source: &str, purpose: Purpose, error: &FollowerError) {
         tracing::warn!(source, %error, "cannot follow {source}: {error}");
-        self.retry(source, &error.to_string());
+        self.retry(source, purpose, &error.to_string());
     }
 
-    fn retry(&mut self, source: &str, reason: &str) {
-        self.running.remove(source);
-        self.health
-            .not_ready(format!("cannot follow {source}: {reason}"));
+    fn retry(&mut self, source: &str, purpose: Purpose, reason: &str) {
         let backoff = self
             .backoffs
-            .entry(source.to_owned())
+            .entry((source.to_owned(), purpose))
             .or_insert_with(|| Backoff::new(BACKOFF_FIRST, BACKOFF_MAX));
         let wait = backoff.wait();
-        self.follow(source, wait);
+        match purpose {
+            Purpose::Serve => {
+                self.not_running(source, format!("cannot follow {source}: {reason}"));
+                self.follow(source, wait);
+            }
+            Purpose::Rebuild => self.follow_rebuild(source, wait),
+        }
     }
 
-    /// A source that is not served yet begins anew; one that is would need the view rebuilt.
+    fn not_running(&mut self, source: &str, why: String) {
+        self.running.remove(source);
+        self.health.not_ready(why);
+    }
+
+    /// What this reader has not read may be gone: a source that is not served yet begins anew,
+    /// one that is is rebuilt beside what is served.
     async fn behind(&mut self, source: &str) -> Result<(), Failure> {
         if self.view.serves(source) {
-            return Err(Failure::Prerequisite(format!(
-                "the view is too far behind {source}: Kafka no longer has every change since; \
-                rebuild it: stop the aggregators, drop and create the view database, start one"
-            )));
+            let why = format!(
+                "the view is too far behind {source}, Kafka no longer has every change since: \
+                rebuilds it"
+            );
+            tracing::warn!(source, "{why}");
+            self.not_running(source, why);
+            self.feeds.stop(source, Purpose::Serve);
+            return self.begin_rebuild(source).await;
         }
         tracing::warn!(source, "loading {source} took too long: begins anew");
         self.view.forget(source).await?;
@@ -301,6 +344,17 @@ impl Applier {
             }
         }
     }
+}
+
+/// The standing after these offsets.
+fn moved_on(
+    mut standing: kafka::follower::Standing,
+    offsets: kafka::Offsets,
+) -> kafka::follower::Standing {
+    for (topic, ends) in offsets {
+        standing.offsets.entry(topic).or_default().extend(ends);
+    }
+    standing
 }
 
 fn count(source: &str, events: usize) {

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::pin::pin;
 use std::process::ExitCode;
 
+use aggregator::command::{Admin, in_words};
 use aggregator::config::Config;
-use aggregator::life;
+use aggregator::{control, life};
 use clap::{Parser, Subcommand};
 use service::admin::{self, Health};
 use service::{shutdown, telemetry};
@@ -25,6 +26,19 @@ struct Arguments {
 enum Command {
     /// Follows the sources and writes the view until SIGINT or SIGTERM (the default).
     Run,
+    /// Says how far the running aggregator is.
+    Status {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Reads sources again from the first record of their topics while the view serves, and mends
+    /// what differs; returns when that is served.
+    Rebuild {
+        /// Only this source; may be given several times. Without it: all.
+        #[arg(long, value_name = "NAME")]
+        source: Vec<String>,
+    },
 }
 
 /// Configuration or a prerequisite is wrong: no supervisor need try again at once.
@@ -33,14 +47,33 @@ const PREREQUISITE: u8 = 2;
 #[tokio::main(worker_threads = 2)]
 async fn main() -> anyhow::Result<ExitCode> {
     let Arguments { config, command } = Arguments::parse();
-    let Command::Run = command.unwrap_or(Command::Run);
     let loaded = service::config::load::<Config>(&config);
     let Ok(config) = loaded.inspect_err(|error| eprintln!("aggregator: {error}")) else {
         return Ok(ExitCode::from(PREREQUISITE));
     };
+    match command.unwrap_or(Command::Run) {
+        Command::Run => run(config).await,
+        Command::Status { json } => {
+            let status = Admin::new(config.admin.listen)?.status().await?;
+            if json {
+                println!("{}", serde_json::to_string(&status)?);
+            } else {
+                println!("{}", in_words(&status));
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Rebuild { source } => {
+            Admin::new(config.admin.listen)?.rebuild(&source).await?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+async fn run(config: Config) -> anyhow::Result<ExitCode> {
     let metrics = telemetry::start(&config.log)?;
     let (stop, health) = (shutdown::on_signal()?, Health::default());
-    let (listen, extra) = (config.admin.clone(), Default::default());
+    let (extra, commands) = control::routes(&health);
+    let listen = config.admin.clone();
     let admin = pin!(admin::serve(
         listen,
         health.clone(),
@@ -49,7 +82,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         stop.clone()
     ));
     let ended = tokio::select! {
-        ended = life::run(&config, &health, stop) => ended.map_err(anyhow::Error::from),
+        ended = life::run(&config, &health, commands, stop) => ended.map_err(anyhow::Error::from),
         ended = admin => ended.map_err(anyhow::Error::from),
     };
     if let Err(error) = ended {

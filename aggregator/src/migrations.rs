@@ -11,11 +11,18 @@ struct Migration {
 }
 
 /// In order. A migration that was released is never changed: its checksum is compared.
-static MIGRATIONS: [Migration; 1] = [Migration {
-    version: 1,
-    name: "view",
-    sql: include_str!("../migrations/0001_view.sql"),
-}];
+static MIGRATIONS: [Migration; 2] = [
+    Migration {
+        version: 1,
+        name: "view",
+        sql: include_str!("../migrations/0001_view.sql"),
+    },
+    Migration {
+        version: 2,
+        name: "rebuild",
+        sql: include_str!("../migrations/0002_rebuild.sql"),
+    },
+];
 
 /// Where the migrations that ran are noted.
 const OWN: &str = "

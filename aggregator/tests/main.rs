@@ -5,6 +5,7 @@ mod faults;
 mod migrations;
 mod oracle;
 mod quarantine;
+mod rebuild;
 mod rules;
 mod shop;
 mod source;

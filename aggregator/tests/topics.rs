@@ -34,9 +34,15 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) async fn new(seed: u64) -> Result<Self> {
+        Self::with(seed, |_| {}).await
+    }
+
+    /// With other settings of Kafka.
+    pub(crate) async fn with(seed: u64, settings: impl Fn(&mut KafkaConfig)) -> Result<Self> {
         let mut kafka = KafkaConfig::new(&fixtures::servers().kafka().await?.bootstrap(), 1);
         kafka.topic_prefix = format!("{}.", fixtures::unique("aggregator"));
         kafka.partitions = 2;
+        settings(&mut kafka);
         let topics = Topics::connect(&kafka)?;
         let mut producers = BTreeMap::new();
         for source in aggregator::SOURCES {
@@ -103,9 +109,9 @@ impl Place {
         let url = self.database.config.url.expose_secret();
         let text = format!(
             "[view]\nurl = {url:?}\n[kafka]\nbootstrap = {:?}\ntopic_prefix = {:?}\n\
-            replication_factor = 1\n[admin]\nlisten = \"127.0.0.1:{port}\"\n\
+            replication_factor = 1\nlateness_max_ms = {}\n[admin]\nlisten = \"127.0.0.1:{port}\"\n\
             [log]\nfilter = \"info,aggregator=debug\"\n[apply]\nsilence_max_ms = 3000\n{apply}\n",
-            self.kafka.bootstrap, self.kafka.topic_prefix
+            self.kafka.bootstrap, self.kafka.topic_prefix, self.kafka.lateness_max_ms
         );
         std::fs::write(&config, text)?;
         let log = self.folder.path().join(format!("{name}.log"));
@@ -124,7 +130,17 @@ impl Place {
             user: None,
             on_parent_death: Signal::SIGKILL,
         })?;
-        Ok(Aggregator { process, log, port })
+        Ok(Aggregator {
+            process,
+            config,
+            log,
+            port,
+        })
+    }
+
+    #[cfg(feature = "faults")]
+    pub(crate) fn folder(&self) -> &std::path::Path {
+        self.folder.path()
     }
 
     /// Waits until the view stands at every source's newest checkpoint.
@@ -133,7 +149,11 @@ impl Place {
     }
 
     /// The same of these sources.
-    async fn stands_at(&mut self, sources: &[&str], aggregators: &[&Aggregator]) -> Result<()> {
+    pub(crate) async fn stands_at(
+        &mut self,
+        sources: &[&str],
+        aggregators: &[&Aggregator],
+    ) -> Result<()> {
         let mut expected = BTreeMap::new();
         for source in sources.iter().copied() {
             let lsn = kafka::Lsn(self.shop.source(source).lsn).to_string();
@@ -178,6 +198,7 @@ fn name(kafka: &KafkaConfig, source: &str, table: &str) -> String {
 /// A process.
 pub(crate) struct Aggregator {
     pub(crate) process: Process,
+    config: PathBuf,
     log: PathBuf,
     port: u16,
 }
@@ -192,16 +213,34 @@ impl Aggregator {
         wait(words, self, || self.log().contains(words)).await
     }
 
+    /// What a command of the operator says, with the same configuration.
+    pub(crate) async fn command(&self, command: &[&str]) -> Result<std::process::Output> {
+        tokio::process::Command::new(env!("CARGO_BIN_EXE_aggregator"))
+            .arg("--config")
+            .arg(&self.config)
+            .args(command)
+            .output()
+            .await
+            .context("cannot run the aggregator")
+    }
+
     /// What `/readyz` answers.
     pub(crate) async fn readiness(&self) -> Result<String> {
+        let (_, body) = self.ask("GET", "/readyz").await?;
+        Ok(body.trim().to_owned())
+    }
+
+    /// Status code and body of what the admin port answers.
+    pub(crate) async fn ask(&self, method: &str, path: &str) -> Result<(u16, String)> {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await?;
-        let request = "GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        let request = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;
+        let status = answer.split(' ').nth(1).context("no status")?.parse()?;
         let body = answer.split_once("\r\n\r\n").map(|(_, body)| body);
-        Ok(body.unwrap_or_default().trim().to_owned())
+        Ok((status, body.unwrap_or_default().to_owned()))
     }
 }
 

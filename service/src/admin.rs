@@ -75,13 +75,16 @@ pub async fn serve(
         tracing::info!(%address, "admin port listens on {address}");
     }
     let router = router(health, metrics, extra);
-    axum::serve(listener, router)
-        .with_graceful_shutdown(shutdown.cancelled_owned())
-        .await
-        .map_err(|source| AdminError {
-            listen: config.listen,
-            source,
-        })
+    axum::serve(
+        listener,
+        router.into_make_service_with_connect_info::<SocketAddr>(),
+    )
+    .with_graceful_shutdown(shutdown.cancelled_owned())
+    .await
+    .map_err(|source| AdminError {
+        listen: config.listen,
+        source,
+    })
 }
 
 fn router(health: Health, metrics: PrometheusHandle, extra: Router) -> Router {

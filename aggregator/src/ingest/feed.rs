@@ -41,7 +41,16 @@ pub(crate) struct Options {
     pub apply: ApplyConfig,
 }
 
-/// A queue a source.
+/// What a source is followed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Purpose {
+    /// To keep the view up to date, or to fill it first.
+    Serve,
+    /// To rebuild what is served.
+    Rebuild,
+}
+
+/// A queue for each source and purpose.
 #[derive(Debug)]
 pub(crate) struct Feeds {
     options: Options,
@@ -53,6 +62,7 @@ pub(crate) struct Feeds {
 #[derive(Debug)]
 struct Feed {
     source: String,
+    purpose: Purpose,
     /// Taken out of the queue to look at, and put back.
     head: Option<Item>,
     queue: mpsc::Receiver<Item>,
@@ -66,18 +76,29 @@ impl Drop for Feed {
 }
 
 impl Feed {
-    fn start(options: &Options, source: &str, standing: Standing, wait: Duration) -> Self {
+    fn is(&self, source: &str, purpose: Purpose) -> bool {
+        self.source == source && self.purpose == purpose
+    }
+
+    fn start(
+        options: &Options,
+        source: &str,
+        purpose: Purpose,
+        standing: Standing,
+        wait: Duration,
+    ) -> Self {
         let (sender, queue) = mpsc::channel(options.apply.queue_steps_max);
         let (own, name) = (options.clone(), source.to_owned());
         let task = tokio::spawn(async move {
             tokio::time::sleep(wait).await;
-            if let Err(error) = follow(&own, &name, standing, &sender).await {
+            if let Err(error) = follow(&own, &name, purpose, standing, &sender).await {
                 // The applier may be gone; then nobody needs to know.
                 let _ = sender.send(Item::Failed(error)).await;
             }
         });
         Self {
             source: source.to_owned(),
+            purpose,
             head: None,
             queue,
             task,
@@ -95,14 +116,25 @@ impl Feeds {
     }
 
     /// Follows a source from where the view stands, after a wait; what was queued is dropped.
-    pub(crate) fn restart(&mut self, source: &str, standing: Standing, wait: Duration) {
-        self.feeds.retain(|feed| feed.source != source);
-        let feed = Feed::start(&self.options, source, standing, wait);
+    pub(crate) fn restart(
+        &mut self,
+        source: &str,
+        purpose: Purpose,
+        standing: Standing,
+        wait: Duration,
+    ) {
+        self.stop(source, purpose);
+        let feed = Feed::start(&self.options, source, purpose, standing, wait);
         self.feeds.push(feed);
     }
 
+    /// Follows a source no more for this purpose; what was queued is dropped.
+    pub(crate) fn stop(&mut self, source: &str, purpose: Purpose) {
+        self.feeds.retain(|feed| !feed.is(source, purpose));
+    }
+
     /// The next item of any source; none where a task ended without a word.
-    pub(crate) async fn next(&mut self) -> Option<(String, Item)> {
+    pub(crate) async fn next(&mut self) -> Option<(String, Purpose, Item)> {
         let count = self.feeds.len();
         poll_fn(|context| {
             for turn in 0..count {
@@ -113,7 +145,8 @@ impl Feeds {
                 };
                 if let Poll::Ready(item) = polled {
                     self.first = (self.first + turn + 1) % count;
-                    return Poll::Ready(item.map(|item| (feed.source.clone(), item)));
+                    let (source, purpose) = (feed.source.clone(), feed.purpose);
+                    return Poll::Ready(item.map(|item| (source, purpose, item)));
                 }
             }
             Poll::Pending
@@ -121,16 +154,17 @@ impl Feeds {
         .await
     }
 
-    /// The next item of this source.
+    /// The next item of this source that is to be served.
     pub(crate) async fn next_of(&mut self, source: &str) -> Option<Item> {
-        let feed = self.feeds.iter_mut().find(|feed| feed.source == source)?;
+        let mut feeds = self.feeds.iter_mut();
+        let feed = feeds.find(|feed| feed.is(source, Purpose::Serve))?;
         match feed.head.take() {
             Some(head) => Some(head),
             None => feed.queue.recv().await,
         }
     }
 
-    /// Checkpoints that are here already, of the sources that `wanted` accepts, with at most
+    /// Checkpoints to be served that are here already, of the sources that `wanted` accepts, with at most
     /// `changes_max` changes together. Two of one source become one.
     pub(crate) fn more(
         &mut self,
@@ -141,7 +175,7 @@ impl Feeds {
         changes_max = changes_max.saturating_sub(first.changes.len());
         let mut parts = vec![first];
         for feed in &mut self.feeds {
-            if !wanted(&feed.source) {
+            if feed.purpose != Purpose::Serve || !wanted(&feed.source) {
                 continue;
             }
             loop {
@@ -185,6 +219,7 @@ fn join(parts: &mut Vec<Part>, later: Part) {
 async fn follow(
     options: &Options,
     source: &str,
+    purpose: Purpose,
     standing: Standing,
     items: &mpsc::Sender<Item>,
 ) -> Result<(), FollowerError> {
@@ -209,6 +244,9 @@ async fn follow(
     let mut item = read(source, step);
     loop {
         let last = matches!(item, Item::Behind);
+        if purpose == Purpose::Rebuild && matches!(item, Item::Checkpoint(_)) {
+            service::fault::point("aggregator.before_rebuilt").await;
+        }
         if items.send(item).await.is_err() || last {
             return Ok(());
         }

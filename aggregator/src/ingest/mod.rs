@@ -6,4 +6,4 @@ mod feed;
 
 pub use decode::{Change, Key, Record, What, decode};
 pub use feed::changes;
-pub(crate) use feed::{Feeds, Item, Options};
+pub(crate) use feed::{Feeds, Item, Options, Purpose};

@@ -36,6 +36,15 @@ impl PartialEq for Table {
 
 impl Eq for Table {}
 
+/// Which copy of a source's tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// The one that the unified rows follow from.
+    Served,
+    /// The one that a rebuild fills beside it.
+    Rebuilt,
+}
+
 /// A column of source and mirror.
 #[derive(Debug)]
 pub struct Column {
@@ -170,7 +179,7 @@ impl Table {
     ///
     /// An event that leaves its row as it was changes nothing: it is neither written nor
     /// reported. What the events of a step say of one key must have been reduced to one state.
-    pub(crate) fn apply_sql(&self) -> String {
+    pub(crate) fn apply_sql(&self, side: Side) -> String {
         let arrays = self.columns.iter().enumerate().map(|(index, column)| {
             let (wire, sql) = (column.kind.wire(), column.kind.sql());
             let cast = if wire == sql {
@@ -203,7 +212,7 @@ impl Table {
             deleted AS (DELETE FROM {mirror} AS m WHERE id = ANY(${gone}::bigint[]) RETURNING {of_deleted})
             SELECT * FROM upserted UNION ALL SELECT d.*, {nulls} FROM deleted AS d",
             names = self.each("*"),
-            mirror = self.mirror,
+            mirror = self.copy(side),
             set = set.collect::<Vec<_>>().join(", "),
             current = row("m."),
             excluded = row("excluded."),
@@ -213,6 +222,38 @@ impl Table {
             of_deleted = self.report("m", ""),
             nulls = nulls.collect::<Vec<_>>().join(", "),
         )
+    }
+
+    /// Brings the served copy to what the rebuilt one holds: as many rows as differed.
+    pub(crate) fn swap_sql(&self) -> String {
+        let others = &self.columns[1..];
+        let list = |prefix: &str| {
+            let names = others
+                .iter()
+                .map(|column| format!("{prefix}{}", column.name));
+            names.collect::<Vec<_>>().join(", ")
+        };
+        let set = others.iter().map(|c| format!("{0} = r.{0}", c.name));
+        format!(
+            "MERGE INTO {served} AS m USING {rebuilt} AS r ON m.id = r.id
+            WHEN MATCHED AND ROW({current}) IS DISTINCT FROM ROW({should}) THEN UPDATE SET {set}
+            WHEN NOT MATCHED THEN INSERT (id, {names}) VALUES (r.id, {should})
+            WHEN NOT MATCHED BY SOURCE THEN DELETE",
+            served = self.copy(Side::Served),
+            rebuilt = self.copy(Side::Rebuilt),
+            current = list("m."),
+            should = list("r."),
+            set = set.collect::<Vec<_>>().join(", "),
+            names = list(""),
+        )
+    }
+
+    /// `schema.table` of the copy on this side.
+    pub(crate) fn copy(&self, side: Side) -> String {
+        match (side, self.mirror.split_once('.')) {
+            (Side::Rebuilt, Some((_, table))) => format!("rebuild.{table}"),
+            _ => self.mirror.to_owned(),
+        }
     }
 
     fn changed(&'static self, row: &Row) -> Result<Changed, tokio_postgres::Error> {
@@ -261,15 +302,16 @@ impl Mirror {
     pub(crate) async fn prepare(
         client: &Client,
         table: &'static Table,
+        side: Side,
     ) -> Result<Self, tokio_postgres::Error> {
         let look = format!(
             "SELECT {} FROM {} AS m WHERE id = ANY($1)",
             table.report("m", ""),
-            table.mirror
+            table.copy(side)
         );
         Ok(Self {
             table,
-            apply: client.prepare(&table.apply_sql()).await?,
+            apply: client.prepare(&table.apply_sql(side)).await?,
             look: client.prepare(&look).await?,
         })
     }

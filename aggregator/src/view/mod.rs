@@ -10,10 +10,12 @@
 
 mod customers;
 mod fence;
+mod inputs;
 mod orders;
 mod positions;
 mod products;
 mod quarantine;
+mod rebuild;
 mod reduce;
 mod resource;
 mod statements;
@@ -25,20 +27,23 @@ use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use futures_util::try_join;
+use kafka::Position;
 use kafka::follower::Standing;
 use service::fault;
 use tokio_postgres::Client;
 
 pub use positions::{Moved, Revision};
+pub use rebuild::Differences;
 
 use crate::config::ViewConfig;
 use crate::failure::Failure;
 use crate::ingest::Change;
 use crate::migrations::migrate;
-use crate::mirror::Changed;
+use crate::mirror::{Changed, Side};
 use crate::session::Session;
 use customers::contributions;
 use fence::Fence;
+use inputs::Inputs;
 use quarantine::Findings;
 use reduce::reduce;
 use resource::Known;
@@ -52,9 +57,13 @@ pub struct View {
     fence: Fence,
     known: Known,
     statements: Statements,
+    served: Inputs,
+    rebuilt: Inputs,
     standings: BTreeMap<String, Standing>,
-    /// Keys in quarantine; while there are none nobody asks.
-    quarantined: i64,
+    /// Of the sources that are served.
+    positions: BTreeMap<String, Position>,
+    /// Where rebuilds stand.
+    rebuilds: BTreeMap<String, Standing>,
     open: bool,
 }
 
@@ -92,30 +101,22 @@ impl View {
         let taken = async {
             let client = &session.client;
             let fence = Fence::claim(client, sources).await?;
-            let known: Known = client
-                .query(
-                    "SELECT source FROM public.positions WHERE epoch IS NOT NULL",
-                    &[],
-                )
-                .await?
-                .iter()
-                .map(|row| row.try_get(0))
-                .collect::<Result<_, _>>()?;
-            let statements = Statements::prepare(client, &known).await?;
-            let standings = standings(client).await?;
-            let quarantined = statements.quarantine.count(client).await?;
-            Ok((fence, known, statements, standings, quarantined))
+            let positions = positions::served(client).await?;
+            let known: Known = positions.keys().cloned().collect();
+            Ok(Self {
+                fence,
+                statements: Statements::prepare(client, &known).await?,
+                known,
+                served: Inputs::prepare(client, Side::Served).await?,
+                rebuilt: Inputs::prepare(client, Side::Rebuilt).await?,
+                standings: read_standings(client, "aggregator.standing").await?,
+                positions,
+                rebuilds: rebuild::standings(client).await?,
+                open: false,
+                session,
+            })
         };
-        let (fence, known, statements, standings, quarantined) = taken.await.map_err(doing)?;
-        Ok(Self {
-            session,
-            fence,
-            known,
-            statements,
-            standings,
-            quarantined,
-            open: false,
-        })
+        taken.await.map_err(doing)
     }
 
     /// Where to go on reading a source.
@@ -139,7 +140,7 @@ impl View {
     /// Keys that are in quarantine.
     #[must_use]
     pub fn quarantined(&self) -> i64 {
-        self.quarantined
+        self.served.quarantined
     }
 
     /// One view transaction, or the rest of the open one: the checkpoints of served sources.
@@ -165,11 +166,12 @@ impl View {
     /// # Errors
     /// After any, the view is to be dropped.
     pub async fn step(&mut self, source: &str, changes: Vec<Change>) -> Result<(), Failure> {
-        let (changed, findings) = self.mirror(source, changes).await?;
+        let (changed, findings) = self.mirror(Side::Served, source, changes).await?;
         fault::point("aggregator.after_mirror").await;
         let mut touched = Touched::default();
         touched.add(&changed);
-        self.isolate(source, findings, &mut touched).await?;
+        self.isolate(Side::Served, source, findings, &mut touched)
+            .await?;
         self.unify(source, touched)
             .await
             .map_err(Failure::database("bring the unified rows up to date"))
@@ -185,9 +187,9 @@ impl View {
             let doing = Failure::database("undo a view transaction");
             let undone = async {
                 client.batch_execute("ROLLBACK").await?;
-                self.statements.quarantine.count(client).await
+                self.served.quarantine.count(client).await
             };
-            self.quarantined = undone.await.map_err(doing)?;
+            self.served.quarantined = undone.await.map_err(doing)?;
             self.open = false;
         }
         Ok(())
@@ -204,8 +206,8 @@ impl View {
         changes: Vec<Change>,
         standing: Standing,
     ) -> Result<(), Failure> {
-        let (_, findings) = self.mirror(source, changes).await?;
-        self.isolate(source, findings, &mut Touched::default())
+        let (_, findings) = self.mirror(Side::Served, source, changes).await?;
+        self.isolate(Side::Served, source, findings, &mut Touched::default())
             .await?;
         self.stand(source, &standing).await?;
         self.finish().await?;
@@ -220,8 +222,8 @@ impl View {
     pub async fn serve(&mut self, part: Part) -> Result<(), Failure> {
         let Part { moved, changes } = part;
         let source = moved.source.clone();
-        let (_, findings) = self.mirror(&source, changes).await?;
-        self.isolate(&source, findings, &mut Touched::default())
+        let (_, findings) = self.mirror(Side::Served, &source, changes).await?;
+        self.isolate(Side::Served, &source, findings, &mut Touched::default())
             .await?;
         let mut known = self.known.clone();
         known.insert(source);
@@ -242,7 +244,7 @@ impl View {
     /// # Errors
     /// After any, the view is to be dropped.
     pub async fn forget(&mut self, source: &str) -> Result<(), Failure> {
-        self.mirror(source, Vec::new()).await?;
+        self.mirror(Side::Served, source, Vec::new()).await?;
         self.statements
             .forget(&self.session.client, source)
             .await
@@ -256,16 +258,18 @@ impl View {
     /// states; what really changed, and what could not be applied.
     async fn mirror(
         &mut self,
+        side: Side,
         source: &str,
         changes: Vec<Change>,
     ) -> Result<(Vec<Changed>, Findings), Failure> {
-        let (states, findings) = reduce(changes, self.quarantined > 0);
+        let inputs = self.inputs(side);
+        let (states, findings) = reduce(changes, inputs.quarantined > 0);
         let begin = self.begin(source);
         let client = &self.session.client;
         // The fence is sent first, the rest without waiting for its answer: the server works
         // through them in this order.
         let mirrors = try_join_all(states.iter().filter_map(|(name, states)| {
-            let mirror = self.statements.mirrors.get(name)?;
+            let mirror = inputs.mirrors.get(name)?;
             Some(mirror.apply(client, states))
         }));
         let changed = try_join!(begin, async {
@@ -276,6 +280,13 @@ impl View {
         let (_, changed) = changed?;
         self.open = true;
         Ok((changed.into_iter().flatten().collect(), findings))
+    }
+
+    fn inputs(&self, side: Side) -> &Inputs {
+        match side {
+            Side::Served => &self.served,
+            Side::Rebuilt => &self.rebuilt,
+        }
     }
 
     async fn begin(&self, source: &str) -> Result<(), Failure> {
@@ -297,6 +308,7 @@ impl View {
     /// Sets poison aside, and releases what is sound again.
     async fn isolate(
         &mut self,
+        side: Side,
         source: &str,
         findings: Findings,
         touched: &mut Touched,
@@ -310,10 +322,13 @@ impl View {
                 "{key} of {} goes to quarantine: {}", table.captured, poison.reason
             );
         }
-        let (client, statements) = (&self.session.client, &self.statements);
         let revision = self.fence.next().to_string();
-        let mirrors = &statements.mirrors;
-        self.quarantined += statements
+        let (client, inputs) = match side {
+            Side::Served => (&self.session.client, &mut self.served),
+            Side::Rebuilt => (&self.session.client, &mut self.rebuilt),
+        };
+        let mirrors = &inputs.mirrors;
+        inputs.quarantined += inputs
             .quarantine
             .apply(client, source, &revision, findings, mirrors, touched)
             .await
@@ -356,7 +371,7 @@ impl View {
     async fn commit(&mut self, moves: Vec<Moved>) -> Result<(), Failure> {
         let client = &self.session.client;
         let revision = self.fence.next();
-        let (statements, quarantined) = (&self.statements, self.quarantined);
+        let (statements, inputs) = (&self.statements, &self.served);
         let positions = try_join_all(moves.iter().map(|moved| async move {
             let Moved {
                 source,
@@ -369,11 +384,11 @@ impl View {
                 positions.write(client, moved, revision),
                 positions.stand(client, source, standing),
                 async {
-                    if quarantined == 0 {
+                    if inputs.quarantined == 0 {
                         return Ok(());
                     }
                     let (position, revision) = (record.at().to_string(), revision.to_string());
-                    let quarantine = &statements.quarantine;
+                    let quarantine = &inputs.quarantine;
                     quarantine.place(client, source, &position, &revision).await
                 }
             )
@@ -384,6 +399,8 @@ impl View {
         self.finish().await?;
         for moved in moves {
             self.fence.moved(&moved.source);
+            self.positions
+                .insert(moved.source.clone(), moved.record.at());
             self.standings.insert(moved.source, moved.standing);
         }
         Ok(())
@@ -448,9 +465,12 @@ impl View {
     }
 }
 
-async fn standings(client: &Client) -> Result<BTreeMap<String, Standing>, tokio_postgres::Error> {
+async fn read_standings(
+    client: &Client,
+    table: &str,
+) -> Result<BTreeMap<String, Standing>, tokio_postgres::Error> {
     let rows = client
-        .query("SELECT source, standing FROM aggregator.standing", &[])
+        .query(&format!("SELECT source, standing FROM {table}"), &[])
         .await?;
     rows.iter()
         .map(|row| {

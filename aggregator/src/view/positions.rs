@@ -1,7 +1,9 @@
 //! `public.positions`: how far the view is in each source, and the standing behind it.
 
-use kafka::Checkpoint;
+use std::collections::BTreeMap;
+
 use kafka::follower::Standing;
+use kafka::{Checkpoint, Lsn, Position};
 use tokio_postgres::{Client, Error, Statement};
 
 use crate::mirror::Time;
@@ -87,6 +89,23 @@ impl Positions {
             .await?;
         Ok(())
     }
+}
+
+/// How far the view is in each source that it serves.
+pub(super) async fn served(client: &Client) -> Result<BTreeMap<String, Position>, Error> {
+    let sql = "SELECT source, epoch, (lsn::pg_lsn - '0/0')::bigint FROM public.positions
+        WHERE epoch IS NOT NULL";
+    let rows = client.query(sql, &[]).await?;
+    rows.iter()
+        .map(|row| {
+            let (epoch, lsn): (i64, i64) = (row.try_get(1)?, row.try_get(2)?);
+            let position = Position {
+                epoch: epoch.cast_unsigned(),
+                lsn: Lsn(lsn.cast_unsigned()),
+            };
+            Ok((row.try_get(0)?, position))
+        })
+        .collect()
 }
 
 /// A view transaction: who wrote it, and its number. Compared in that order.

@@ -10,7 +10,7 @@ use tokio_postgres::{Client, Error, Statement};
 
 use super::touched::{Named, Touched, named};
 use crate::ingest::{Key, Record};
-use crate::mirror::{Mirror, Reported, Table, Value};
+use crate::mirror::{Mirror, Reported, Side, Table, Value};
 
 /// A key whose last event could not be applied.
 #[derive(Debug, Clone)]
@@ -40,26 +40,30 @@ pub(crate) struct Quarantine {
 }
 
 impl Quarantine {
-    pub(crate) async fn prepare(client: &Client) -> Result<Self, Error> {
+    pub(crate) async fn prepare(client: &Client, side: Side) -> Result<Self, Error> {
+        let (quarantine, degraded) = match side {
+            Side::Served => ("public.quarantine", "aggregator.degraded"),
+            Side::Rebuilt => ("rebuild.quarantine", "rebuild.degraded"),
+        };
         Ok(Self {
             release: client
-                .prepare(
-                    r#"DELETE FROM public.quarantine AS q
+                .prepare(&format!(
+                    r#"DELETE FROM {quarantine} AS q
                     USING unnest($2::text[], $3::text[]) AS k ("table", key)
-                    WHERE q.source = $1 AND q."table" = k."table" AND q.key = k.key"#,
-                )
+                    WHERE q.source = $1 AND q."table" = k."table" AND q.key = k.key"#
+                ))
                 .await?,
             forget: client
-                .prepare(
-                    r#"DELETE FROM aggregator.degraded AS g
+                .prepare(&format!(
+                    r#"DELETE FROM {degraded} AS g
                     USING unnest($2::text[], $3::text[]) AS k ("table", key)
                     WHERE g.source = $1 AND g."table" = k."table" AND g.key = k.key
-                    RETURNING g.resource, g.id"#,
-                )
+                    RETURNING g.resource, g.id"#
+                ))
                 .await?,
             take: client
-                .prepare(
-                    r#"INSERT INTO public.quarantine
+                .prepare(&format!(
+                    r#"INSERT INTO {quarantine}
                         (source, "table", key, reason, record, at, revision)
                     SELECT $1, p."table", p.key, p.reason, p.record,
                         to_timestamp(p.at_ms / 1000.0), $7
@@ -68,26 +72,26 @@ impl Quarantine {
                     ON CONFLICT (source, "table", key) DO UPDATE SET
                         reason = excluded.reason, position = NULL, record = excluded.record,
                         at = excluded.at, revision = excluded.revision
-                    RETURNING old.key IS NULL"#,
-                )
+                    RETURNING old.key IS NULL"#
+                ))
                 .await?,
             name: client
-                .prepare(
-                    r#"INSERT INTO aggregator.degraded (resource, id, source, "table", key)
+                .prepare(&format!(
+                    r#"INSERT INTO {degraded} (resource, id, source, "table", key)
                     SELECT n.resource, n.id, $1, n."table", n.key
                     FROM unnest($2::text[], $3::bigint[], $4::text[], $5::text[])
                         AS n (resource, id, "table", key)
-                    ON CONFLICT DO NOTHING"#,
-                )
+                    ON CONFLICT DO NOTHING"#
+                ))
                 .await?,
             place: client
-                .prepare(
-                    "UPDATE public.quarantine SET position = $2, revision = $3
-                    WHERE source = $1 AND position IS NULL",
-                )
+                .prepare(&format!(
+                    "UPDATE {quarantine} SET position = $2, revision = $3
+                    WHERE source = $1 AND position IS NULL"
+                ))
                 .await?,
             count: client
-                .prepare("SELECT count(*) FROM public.quarantine")
+                .prepare(&format!("SELECT count(*) FROM {quarantine}"))
                 .await?,
         })
     }

@@ -1,18 +1,15 @@
 //! Everything that the writer says to the database, prepared once.
 
-use std::collections::HashMap;
-
 use tokio_postgres::{Client, Error, Row, Statement};
 
 use super::customers::{self, CUSTOMERS, Contribution};
 use super::orders::ORDERS;
 use super::positions::Positions;
 use super::products::{ALL_TOTALS, MOVE_TOTALS, PRODUCTS};
-use super::quarantine::Quarantine;
 use super::resource::Known;
 use super::touched::LineMoves;
 use super::transactions::TRANSACTIONS;
-use crate::mirror::{Mirror, TABLES};
+use crate::mirror::TABLES;
 
 /// The writing session's settings. Touched rows are found by index, one by one, however many
 /// there are and whatever the planner knows of a table that was empty a minute ago: plans are
@@ -30,7 +27,7 @@ pub(crate) const SETTINGS: [&str; 9] = [
 ];
 
 /// The opposite, for a transaction that computes all rows.
-const SETTINGS_FOR_ALL: &str = "
+pub(super) const SETTINGS_FOR_ALL: &str = "
     SET LOCAL plan_cache_mode = force_custom_plan;
     SET LOCAL enable_seqscan = on;
     SET LOCAL enable_hashjoin = on;
@@ -41,9 +38,6 @@ const SETTINGS_FOR_ALL: &str = "
 
 #[derive(Debug, Clone)]
 pub(crate) struct Statements {
-    /// By the mirror's name.
-    pub mirrors: HashMap<&'static str, Mirror>,
-    pub quarantine: Quarantine,
     pub positions: Positions,
     move_totals: Statement,
     products: Statement,
@@ -55,13 +49,7 @@ pub(crate) struct Statements {
 impl Statements {
     /// For the sources known now; when that changes they are prepared again.
     pub(crate) async fn prepare(client: &Client, known: &Known) -> Result<Self, Error> {
-        let mut mirrors = HashMap::new();
-        for table in TABLES {
-            mirrors.insert(table.mirror, Mirror::prepare(client, table).await?);
-        }
         Ok(Self {
-            mirrors,
-            quarantine: Quarantine::prepare(client).await?,
             positions: Positions::prepare(client).await?,
             move_totals: client.prepare(MOVE_TOTALS).await?,
             products: client.prepare(&PRODUCTS.touched_sql(known)).await?,
@@ -72,12 +60,12 @@ impl Statements {
     }
 
     /// Computes every unified row from the mirrors of the known sources, in the open
-    /// transaction; rows that are right already stay as they are.
+    /// transaction; rows that are right already stay as they are. How many were not.
     pub(crate) async fn compute_all(
         client: &Client,
         known: &Known,
         revision: &str,
-    ) -> Result<(), Error> {
+    ) -> Result<u64, Error> {
         client.batch_execute(SETTINGS_FOR_ALL).await?;
         for table in TABLES {
             client
@@ -85,12 +73,13 @@ impl Statements {
                 .await?;
         }
         client.batch_execute(ALL_TOTALS).await?;
+        let mut rows = 0;
         for resource in [&PRODUCTS, &TRANSACTIONS, &ORDERS, &CUSTOMERS] {
-            client
+            rows += client
                 .execute(&resource.all_sql(known), &[&revision])
                 .await?;
         }
-        Ok(())
+        Ok(rows)
     }
 
     /// Empties a source's mirrors, standing and quarantine.
@@ -208,6 +197,7 @@ mod tests {
 
     use super::*;
     use crate::config::ViewConfig;
+    use crate::mirror::Side;
     use crate::view::View;
 
     /// Plans are made once. One that suits tables of a row each would be read-everything, and
@@ -242,7 +232,7 @@ mod tests {
         let mut statements = vec![MOVE_TOTALS.to_owned(), customers::move_sql(&known)];
         let resources = [&PRODUCTS, &TRANSACTIONS, &ORDERS];
         statements.extend(resources.map(|resource| resource.touched_sql(&known)));
-        statements.extend(TABLES.map(crate::mirror::Table::apply_sql));
+        statements.extend(TABLES.map(|table| table.apply_sql(Side::Served)));
         for sql in statements {
             let explain = format!("EXPLAIN (GENERIC_PLAN) {sql}");
             let plan: Vec<String> = client

@@ -1,0 +1,149 @@
+//! Commands of an operator to the aggregator that runs, over its admin port.
+
+use std::io::{IsTerminal, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+
+use crate::control::Status;
+
+/// How often progress is asked for.
+const POLL: Duration = Duration::from_millis(500);
+/// The aggregator takes commands between two view transactions; a large one takes a while.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(90);
+
+/// The aggregator's admin port, as this machine reaches it.
+#[derive(Debug)]
+pub struct Admin {
+    client: reqwest::Client,
+    address: SocketAddr,
+}
+
+impl Admin {
+    /// `listen` is what the configuration says; an aggregator that listens everywhere is asked
+    /// on loopback.
+    ///
+    /// # Errors
+    /// Where no client can be made.
+    pub fn new(listen: SocketAddr) -> anyhow::Result<Self> {
+        let mut address = listen;
+        if address.ip().is_unspecified() {
+            address.set_ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        }
+        let client = reqwest::Client::builder()
+            .timeout(ANSWERED_WITHIN)
+            .no_proxy()
+            .build()?;
+        Ok(Self { client, address })
+    }
+
+    /// What `/status` says.
+    ///
+    /// # Errors
+    /// Where nobody answers.
+    pub async fn status(&self) -> anyhow::Result<Status> {
+        let url = format!("http://{}/status", self.address);
+        let answer = self.client.get(url).send().await;
+        let answer = answer.with_context(|| self.unreachable())?;
+        let answer = answer.error_for_status()?;
+        answer
+            .json()
+            .await
+            .context("the answer is no status of an aggregator")
+    }
+
+    /// Has these sources rebuilt, or all; waits until they are, and says how far they are.
+    ///
+    /// # Errors
+    /// Where the aggregator refuses or ends.
+    pub async fn rebuild(&self, sources: &[String]) -> anyhow::Result<()> {
+        let mut url = reqwest::Url::parse(&format!("http://{}/rebuild", self.address))?;
+        for source in sources {
+            url.query_pairs_mut().append_pair("source", source);
+        }
+        let answer = self.client.post(url).send().await;
+        let answer = answer.with_context(|| self.unreachable())?;
+        if !answer.status().is_success() {
+            let body: serde_json::Value = answer.json().await.unwrap_or_default();
+            bail!("{}", body["error"].as_str().unwrap_or("refused"));
+        }
+        let mut progress = Progress::default();
+        loop {
+            let status = self.status().await?;
+            if !status.writes {
+                bail!("the aggregator lost the view; the one that writes goes on: see its status");
+            }
+            let under_way = status.sources.iter().filter_map(|source| {
+                let rebuild = source.rebuild.as_ref()?;
+                Some(format!("{} {} events", source.source, rebuild.events))
+            });
+            let under_way: Vec<_> = under_way.collect();
+            if under_way.is_empty() {
+                progress.end();
+                return Ok(());
+            }
+            progress.say(&under_way.join(", "));
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    fn unreachable(&self) -> String {
+        format!(
+            "no aggregator answers on http://{}; is it running with this configuration (admin.listen)?",
+            self.address
+        )
+    }
+}
+
+/// A line that is written over on a terminal, and written when it changes elsewhere.
+#[derive(Default)]
+struct Progress {
+    last: String,
+}
+
+impl Progress {
+    fn say(&mut self, line: &str) {
+        if line == self.last {
+            return;
+        }
+        let mut out = std::io::stderr();
+        // Who cannot be told loses only the progress.
+        let _ = if out.is_terminal() {
+            write!(out, "\r\x1b[Krebuilding: {line}")
+        } else {
+            writeln!(out, "rebuilding: {line}")
+        };
+        line.clone_into(&mut self.last);
+    }
+
+    fn end(&self) {
+        if !self.last.is_empty() && std::io::stderr().is_terminal() {
+            eprintln!();
+        }
+    }
+}
+
+/// The status as a person reads it.
+#[must_use]
+pub fn in_words(status: &Status) -> String {
+    let mut lines = vec![format!("aggregator: {}", status.state)];
+    if let Some(revision) = &status.revision {
+        lines.push(format!("revision:   {revision}"));
+    }
+    if let Some(quarantined) = status.quarantined {
+        lines.push(format!("quarantine: {quarantined}"));
+    }
+    for source in &status.sources {
+        let position = source.position.as_deref().unwrap_or("not read yet");
+        let mut line = format!("{:<11} {position}", format!("{}:", source.source));
+        if !source.follows {
+            line.push_str(", not followed");
+        }
+        if let Some(rebuild) = &source.rebuild {
+            line.push_str(&format!(", being rebuilt ({} events read)", rebuild.events));
+        }
+        lines.push(line);
+    }
+    lines.join("\n")
+}

@@ -1,0 +1,210 @@
+//! What the admin port adds: `GET /status`, and commands to the aggregator that writes.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use axum::extract::{ConnectInfo, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+use service::admin::Health;
+use tokio::sync::{mpsc, oneshot};
+
+/// Commands that wait for the applier, at most.
+const QUEUE: usize = 8;
+/// How long a command waits until the applier takes it: it may be in the middle of a large
+/// view transaction.
+const TAKEN_WITHIN: Duration = Duration::from_secs(60);
+
+/// How far the aggregator is.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// `ready`, or why not.
+    pub state: String,
+    /// Does it hold the lock? A standby does not, and takes no commands.
+    pub writes: bool,
+    /// The view transaction made last.
+    pub revision: Option<String>,
+    /// Keys in quarantine.
+    pub quarantined: Option<i64>,
+    pub sources: Vec<Source>,
+}
+
+/// How far it is in a source.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Source {
+    pub source: String,
+    /// Up to where it is served, `epoch:LSN`; none: it is being read for the first time.
+    pub position: Option<String>,
+    /// Are its topics read now?
+    pub follows: bool,
+    /// A rebuild that is under way.
+    pub rebuild: Option<Rebuild>,
+}
+
+/// How far a rebuild is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Rebuild {
+    /// Events read since the process began or went on with it.
+    pub events: u64,
+}
+
+/// The status as the applier said it last. Clones share one.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Shared(Arc<RwLock<Status>>);
+
+impl Shared {
+    pub(crate) fn set(&self, status: Status) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = status;
+    }
+
+    pub(crate) fn clear(&self) {
+        self.set(Status::default());
+    }
+
+    fn get(&self) -> Status {
+        let status = self.0.read();
+        status.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// A command, and where its answer goes.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Rebuild these sources; none named: all.
+    Rebuild {
+        sources: Vec<String>,
+        taken: oneshot::Sender<Result<Vec<String>, Refused>>,
+    },
+}
+
+/// Why a command was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    #[error("{name} is not a source of this aggregator; name one of {known}")]
+    UnknownSource { name: String, known: String },
+    #[error("{0} is not a parameter of this command; it takes source=NAME")]
+    UnknownParameter(String),
+    #[error("this aggregator does not write the view: {0}; ask the one that does")]
+    Standby(String),
+    #[error("the aggregator did not take the command in time; ask again")]
+    Busy,
+    #[error("commands are taken from this machine only; run the command where the aggregator runs")]
+    NotLocal,
+}
+
+/// What the applier takes commands from, and says its status to.
+#[derive(Debug)]
+pub struct Commands {
+    receiver: mpsc::Receiver<Command>,
+    pub(crate) status: Shared,
+}
+
+impl Commands {
+    /// The next command; waits for ever where none can come any more.
+    pub(crate) async fn next(&mut self) -> Command {
+        match self.receiver.recv().await {
+            Some(command) => command,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Admin {
+    commands: mpsc::Sender<Command>,
+    status: Shared,
+    health: Health,
+}
+
+/// The routes for the admin port, and what they lead to.
+pub fn routes(health: &Health) -> (Router, Commands) {
+    let (commands, receiver) = mpsc::channel(QUEUE);
+    let status = Shared::default();
+    let admin = Admin {
+        commands,
+        status: status.clone(),
+        health: health.clone(),
+    };
+    let router = Router::new()
+        .route("/status", get(show))
+        .route("/rebuild", post(rebuild))
+        .with_state(admin);
+    (router, Commands { receiver, status })
+}
+
+async fn show(State(admin): State<Admin>) -> Json<Status> {
+    let state = admin.health.reason();
+    Json(Status {
+        state: state.unwrap_or_else(|| "ready".to_owned()),
+        ..admin.status.get()
+    })
+}
+
+/// `source=NAME`, any number of times; none: all.
+type RebuildQuery = Vec<(String, String)>;
+
+async fn rebuild(
+    State(admin): State<Admin>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Query(query): Query<RebuildQuery>,
+) -> Response {
+    #[derive(Serialize)]
+    struct Body {
+        rebuilds: Vec<String>,
+    }
+    match admin.rebuild(peer, query).await {
+        Ok(rebuilds) => (StatusCode::ACCEPTED, Json(Body { rebuilds })).into_response(),
+        Err(refused) => refused.into_response(),
+    }
+}
+
+impl Admin {
+    async fn rebuild(&self, peer: SocketAddr, query: RebuildQuery) -> Result<Vec<String>, Refused> {
+        if !peer.ip().is_loopback() {
+            return Err(Refused::NotLocal);
+        }
+        if !self.status.get().writes {
+            let why = self.health.reason().unwrap_or_default();
+            return Err(Refused::Standby(why));
+        }
+        let mut sources = Vec::new();
+        for (name, value) in query {
+            if name != "source" {
+                return Err(Refused::UnknownParameter(name));
+            }
+            sources.push(value);
+        }
+        let (taken, answer) = oneshot::channel();
+        let asked = async {
+            self.commands
+                .send(Command::Rebuild { sources, taken })
+                .await
+                .map_err(|_| Refused::Busy)?;
+            answer.await.map_err(|_| Refused::Busy)?
+        };
+        tokio::time::timeout(TAKEN_WITHIN, asked)
+            .await
+            .unwrap_or(Err(Refused::Busy))
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        #[derive(Serialize)]
+        struct Body {
+            error: String,
+        }
+        let status = match self {
+            Self::UnknownSource { .. } | Self::UnknownParameter(_) => StatusCode::BAD_REQUEST,
+            Self::Standby(_) => StatusCode::CONFLICT,
+            Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotLocal => StatusCode::FORBIDDEN,
+        };
+        let error = self.to_string();
+        (status, Json(Body { error })).into_response()
+    }
+}

@@ -1,0 +1,147 @@
+//! Rebuilds, as the applier sees them: a second follower a source, from the first record on,
+//! whose events fill what is not served yet.
+
+use std::time::Duration;
+
+use kafka::follower::Standing;
+use service::fault;
+
+use super::{Applier, moved_on, now_ms};
+use crate::control::{self, Refused, Status};
+use crate::failure::Failure;
+use crate::ingest::{Item, Purpose};
+use crate::view::Part;
+
+impl Applier {
+    /// Goes on with what another life began.
+    pub(super) fn resume_rebuilds(&mut self) {
+        for source in self.sources.clone() {
+            if self.view.rebuilds().contains_key(&source) {
+                tracing::info!(source, "goes on to rebuild {source}");
+                self.follow_rebuild(&source, Duration::ZERO);
+            }
+        }
+    }
+
+    /// Begins to rebuild these sources, or all; those that are being rebuilt go on.
+    pub(super) async fn rebuild_by_command(
+        &mut self,
+        sources: &[String],
+    ) -> Result<Result<Vec<String>, Refused>, Failure> {
+        if let Some(unknown) = sources.iter().find(|one| !self.sources.contains(one)) {
+            return Ok(Err(Refused::UnknownSource {
+                name: unknown.clone(),
+                known: self.sources.join(", "),
+            }));
+        }
+        let mut sources = sources.to_vec();
+        if sources.is_empty() {
+            sources.clone_from(&self.sources);
+        }
+        for source in &sources {
+            if !self.view.serves(source) {
+                tracing::info!(source, "{source} is being read for the first time already");
+            } else if !self.view.rebuilds().contains_key(source) {
+                tracing::info!(source, "rebuilds {source}");
+                self.begin_rebuild(source).await?;
+            }
+        }
+        Ok(Ok(sources))
+    }
+
+    pub(super) async fn begin_rebuild(&mut self, source: &str) -> Result<(), Failure> {
+        let standing = Standing {
+            since_ms: Some(now_ms()),
+            ..Standing::default()
+        };
+        self.rebuilt_events.remove(source);
+        self.view.begin_rebuild(source, standing).await?;
+        self.follow_rebuild(source, Duration::ZERO);
+        Ok(())
+    }
+
+    pub(super) fn follow_rebuild(&mut self, source: &str, wait: Duration) {
+        let standing = self.view.rebuilds().get(source).cloned();
+        let standing = standing.unwrap_or_default();
+        self.feeds.restart(source, Purpose::Rebuild, standing, wait);
+    }
+
+    pub(super) async fn take_rebuilt(&mut self, source: &str, item: Item) -> Result<(), Failure> {
+        match item {
+            Item::Runs => {}
+            Item::Events(changes, offsets) => {
+                self.loaded(source, changes.len());
+                let standing = self.view.rebuilds().get(source).cloned();
+                let standing = moved_on(standing.unwrap_or_default(), offsets);
+                self.view.load_rebuilt(source, changes, standing).await?;
+            }
+            Item::Checkpoint(part) => self.rebuilt(*part).await?,
+            // Nothing of it is served; it comes again.
+            Item::TooOld => {}
+            Item::Behind => {
+                tracing::warn!(source, "rebuilding {source} took too long: begins anew");
+                self.begin_rebuild(source).await?;
+            }
+            Item::Failed(error) => self.failed(source, Purpose::Rebuild, &error),
+        }
+        Ok(())
+    }
+
+    /// A whole checkpoint: serves it, unless what is served is newer.
+    async fn rebuilt(&mut self, part: Part) -> Result<(), Failure> {
+        let source = part.moved.source.clone();
+        self.loaded(&source, part.changes.len());
+        let at = part.moved.record.at();
+        let served = self.view.position(&source);
+        let is_behind = served.is_some_and(|served| at < served);
+        if is_behind && fault::in_force("rebuild_not_behind") {
+            // Only the rebuild goes on from here, so that it cannot chase what is served for ever.
+            self.feeds.stop(&source, Purpose::Serve);
+            let standing = part.moved.standing.clone();
+            return self
+                .view
+                .load_rebuilt(&source, part.changes, standing)
+                .await;
+        }
+        let differences = self.view.finish_rebuild(part).await?;
+        tracing::info!(
+            source,
+            mirror_rows = differences.mirror_rows,
+            unified_rows = differences.unified_rows,
+            "{source} is rebuilt and served at {at}: {} of its rows and {} unified rows differed",
+            differences.mirror_rows,
+            differences.unified_rows
+        );
+        self.rebuilt_events.remove(&source);
+        self.feeds.stop(&source, Purpose::Rebuild);
+        self.follow(&source, Duration::ZERO);
+        Ok(())
+    }
+
+    fn loaded(&mut self, source: &str, events: usize) {
+        *self.rebuilt_events.entry(source.to_owned()).or_default() += events as u64;
+    }
+
+    /// What `/status` says.
+    pub(super) fn status(&self) -> Status {
+        let sources = self.sources.iter().map(|source| control::Source {
+            source: source.clone(),
+            position: self.view.position(source).map(|at| at.to_string()),
+            follows: self.running.contains(source),
+            rebuild: self
+                .view
+                .rebuilds()
+                .contains_key(source)
+                .then(|| control::Rebuild {
+                    events: self.rebuilt_events.get(source).copied().unwrap_or(0),
+                }),
+        });
+        Status {
+            state: String::new(),
+            writes: true,
+            revision: Some(self.view.revision().to_string()),
+            quarantined: Some(self.view.quarantined()),
+            sources: sources.collect(),
+        }
+    }
+}
