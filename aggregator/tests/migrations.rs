@@ -142,13 +142,10 @@ async fn a_schema_of_another_version_is_refused() -> Result<()> {
     );
     database
         .client
-        .batch_execute("UPDATE aggregator.migrations SET version = 999")
+        .batch_execute("UPDATE aggregator.migrations SET version = version + 998")
         .await
         .context("renumber")?;
     let words = refusal(open(&database.config).await)?;
-    assert!(
-        words.contains("version 999 by a newer aggregator"),
-        "{words}"
-    );
+    assert!(words.contains("by a newer aggregator"), "{words}");
     Ok(())
 }
