@@ -6,9 +6,9 @@ use kafka::follower::FollowerError;
 use kafka::producer::ProducerError;
 use kafka::topic::TopicError;
 
+use crate::check::CheckError;
 use crate::replication::ReplicationError;
 use crate::source::SourceError;
-use crate::source::check::CheckError;
 
 /// Why a life ended; one variant for whom it was with.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +64,7 @@ impl LifeError {
             Self::Topic(error) if error.is_setup() => Remedy::Stop,
             Self::Producer(error) if error.is_setup() && !error.is_too_large() => Remedy::Stop,
             // What the source refuses for good, the next life's check says as a fault.
-            Self::Check(CheckError::Source(_))
+            Self::Check(CheckError::Source(_) | CheckError::NotNow(_))
             | Self::Source(_)
             | Self::Replication(_)
             | Self::Producer(_)

@@ -22,12 +22,14 @@
 //! zombie may still send.
 
 mod captured;
+pub mod check;
 pub mod config;
 mod deliver;
 pub mod encode;
 pub mod epoch;
 mod error;
 mod life;
+pub mod plan;
 pub mod progress;
 pub mod replication;
 pub mod run;

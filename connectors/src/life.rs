@@ -410,16 +410,16 @@ fn replication_config(
     Ok(replication)
 }
 
-fn checkpoint_topic(config: &ConnectorConfig) -> String {
+pub(crate) fn checkpoint_topic(config: &ConnectorConfig) -> String {
     topic::checkpoint(&config.kafka, &config.source)
 }
 
-fn table_topic(config: &ConnectorConfig, qualified: &str) -> String {
+pub(crate) fn table_topic(config: &ConnectorConfig, qualified: &str) -> String {
     let (schema, table) = split_qualified(qualified).unwrap_or(("", qualified));
     topic::table(&config.kafka, &config.source, schema, table)
 }
 
-fn topic_names(config: &ConnectorConfig) -> Vec<String> {
+pub(crate) fn topic_names(config: &ConnectorConfig) -> Vec<String> {
     let tables = config.tables.iter();
     tables.map(|table| table_topic(config, table)).collect()
 }

@@ -3,43 +3,141 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+use connectors::check::{Fault, Finding, Report, examine};
 use connectors::config::ConnectorConfig;
+use connectors::plan::{Plan, plan};
 use connectors::run;
-use connectors::source::Fault;
-use service::config;
+use service::config::{self, ConfigError};
 
-/// Streams the tables of one PostgreSQL database into Kafka.
+/// Streams the tables of one PostgreSQL database into Kafka, as they change.
+///
+/// One process streams one source. Start a second one with the same configuration and it waits
+/// as a standby. Nothing is ever written to the source but its replication slot.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, after_help = SHORT_HELP, after_long_help = LONG_HELP)]
 struct Arguments {
     /// The configuration, in TOML; TRIBUTARY_… variables override it.
-    #[arg(long, value_name = "FILE")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        global = true,
+        default_value = "connector.toml"
+    )]
     config: PathBuf,
     #[command(subcommand)]
     command: Option<Command>,
 }
 
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 enum Command {
     /// Streams until it is told to stop (the default).
+    ///
+    /// Ends with 0 on SIGINT or SIGTERM, and with 2 where somebody has to put something right
+    /// first: it says what, as `check` does. Whatever may pass by itself it waits for. While it
+    /// runs, the address `admin.listen` serves /livez, /readyz, /metrics and /status.
+    #[command(after_help = "Example:\n  connector --config warehouse.toml run")]
     Run,
-    /// Says what of the source is not as a connector needs it; changes nothing.
-    Check,
+    /// Says everything that is wrong or doubtful, and what mends it; changes nothing.
+    ///
+    /// Looks at the configuration, the source (server, role, slot, publication, every table) and
+    /// Kafka (brokers, topics). A finding has a cause, a place, and the SQL or setting that mends
+    /// it. It may be run beside a connector that runs.
+    #[command(after_help = "Exit code: 0 good, 1 warnings, 2 wrong.\n\nExample:\n  \
+                            connector --config warehouse.toml check --json | jq -r '.findings[].sql // empty'")]
+    Check(Output),
+    /// Prints what it would stream: topics, tables, keys, types; changes nothing.
+    ///
+    /// Per table its topic and partitions, its size, its key, and for each column the SQL type
+    /// and the form that a value has in an event.
+    #[command(
+        after_help = "Exit code: 0, or 2 where the source cannot be asked or a table \
+                            cannot be captured.\n\nExample:\n  connector --config warehouse.toml plan"
+    )]
+    Plan(Output),
 }
+
+#[derive(Debug, Clone, Copy, Args)]
+struct Output {
+    /// Prints one JSON object instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+const SHORT_HELP: &str = "`connector --help` shows examples and how to configure; \
+                          `connector help COMMAND` a command's own help.";
+
+const LONG_HELP: &str = "\
+How to begin:
+  1. The source's owner sets wal_level = logical and max_slot_wal_keep_size, and runs
+       CREATE ROLE connector LOGIN REPLICATION PASSWORD '…';
+       GRANT SELECT ON public.orders TO connector;
+       CREATE PUBLICATION tributary FOR TABLE public.orders;
+  2. You write connector.toml:
+       source = \"shop\"
+       tables = [\"public.orders\"]
+       [postgres]
+       url = \"postgres://connector@db.example:5432/shop\"
+       slot = \"tributary_shop\"
+       publication = \"tributary\"
+       [kafka]
+       bootstrap = \"kafka.example:9092\"
+       [admin]
+       listen = \"127.0.0.1:9100\"
+  3. connector check     says what is missing, with the SQL for the owner
+     connector plan      shows the topics, keys and types
+     connector           reads the tables into shop.public.orders and then follows them
+
+Environment:
+  TRIBUTARY_SECTION__KEY   overrides a key of the file: TRIBUTARY_POSTGRES__URL is url in [postgres]
+  RUST_LOG                 overrides log.filter
+
+Every key with its default and meaning: docs/configuration.md.
+
+Exit code:
+  0  stopped in order; `check`: good
+  1  failed; `check`: warnings only
+  2  somebody has to put something right first; it was said what";
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    let command = arguments.command.unwrap_or(Command::Run);
     let config = match config::load::<ConnectorConfig>(&arguments.config) {
         Ok(config) => config,
-        Err(error) => return run::stopped(&[Fault(error.to_string())]),
+        Err(error) => return misconfigured(&command, &error),
     };
-    match arguments.command.unwrap_or(Command::Run) {
-        Command::Check => run::report(&config).await,
+    match command {
         Command::Run => run::serve(&config).await.unwrap_or_else(|error| {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }),
+        Command::Check(output) => said(&examine(&config).await, output),
+        Command::Plan(output) => match plan(&config).await {
+            Ok(plan) => planned(&plan, output),
+            Err(findings) => said(&Report::new(&config.source, findings), output),
+        },
     }
+}
+
+fn misconfigured(command: &Command, error: &ConfigError) -> ExitCode {
+    match command {
+        Command::Run => run::stopped(&[Fault(error.to_string())]),
+        Command::Check(output) | Command::Plan(output) => {
+            said(&Report::unnamed(Finding::of_configuration(error)), *output)
+        }
+    }
+}
+
+fn said(report: &Report, output: Output) -> ExitCode {
+    print!("{}", report.text(output.json));
+    report.exit_code()
+}
+
+fn planned(plan: &Plan, output: Output) -> ExitCode {
+    match output.json {
+        true => println!("{}", serde_json::to_string_pretty(plan).unwrap_or_default()),
+        false => print!("{plan}"),
+    }
+    ExitCode::from(if plan.left_out.is_empty() { 0 } else { 2 })
 }

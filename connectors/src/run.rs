@@ -7,10 +7,10 @@ use service::backoff::Backoff;
 use service::{admin, shutdown, telemetry};
 use tokio_util::sync::CancellationToken;
 
+use crate::check::{CheckError, Fault, Finding, check};
 use crate::config::ConnectorConfig;
 use crate::error::{LifeError, Remedy};
 use crate::life::live;
-use crate::source::check::{CheckError, Fault, check};
 use crate::status::{State, StatusBoard};
 
 /// Waits between lives.
@@ -46,21 +46,6 @@ pub async fn serve(config: &ConnectorConfig) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// The command `check`: what a start would stop on.
-pub async fn report(config: &ConnectorConfig) -> ExitCode {
-    match check(config).await {
-        Ok(()) => {
-            println!("the source is as a connector needs it");
-            ExitCode::SUCCESS
-        }
-        Err(CheckError::Faults(faults)) => stopped(&faults),
-        Err(CheckError::Source(error)) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
 /// Somebody has to put something right first: a sentence each, exit code 2.
 #[must_use]
 pub fn stopped(faults: &[Fault]) -> ExitCode {
@@ -80,10 +65,11 @@ pub async fn run(
     shutdown: &CancellationToken,
 ) -> Result<(), Vec<Fault>> {
     let mut backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_MAX);
+    let mut warned = Vec::new();
     loop {
         let begun = Instant::now();
         let ended = tokio::select! {
-            ended = checked_life(config, status, shutdown) => ended,
+            ended = checked_life(config, status, shutdown, &mut warned) => ended,
             () = drained(shutdown) => Ok(()),
         };
         let error = match ended {
@@ -118,8 +104,14 @@ async fn checked_life(
     config: &ConnectorConfig,
     status: &StatusBoard,
     shutdown: &CancellationToken,
+    warned: &mut Vec<Finding>,
 ) -> Result<(), LifeError> {
-    check(config).await?;
+    let warnings = check(config).await?;
+    // Said once, not by every life.
+    for warning in warnings.iter().filter(|warning| !warned.contains(warning)) {
+        tracing::warn!(code = warning.code, "{warning}");
+    }
+    *warned = warnings;
     Box::pin(live(config, status, shutdown)).await
 }
 
@@ -130,7 +122,7 @@ async fn drained(shutdown: &CancellationToken) {
 
 fn faults(error: LifeError) -> Vec<Fault> {
     match error {
-        LifeError::Check(CheckError::Faults(faults)) => faults,
+        LifeError::Check(CheckError::Faults(faults) | CheckError::NotNow(faults)) => faults,
         error => vec![Fault(error.chain())],
     }
 }

@@ -1,6 +1,7 @@
 //! The connector on a real PostgreSQL and a real Kafka. See README.md beside this file.
 
 mod alterations;
+mod check;
 mod crashes;
 mod epochs;
 mod harness;

@@ -5,6 +5,8 @@
 //! checked at every start, and a deviation is refused with the command that mends it; nothing
 //! that exists is changed from here, since it may be an operator's intent.
 
+pub mod examine;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;

@@ -48,3 +48,4 @@ pub use message::{
     ReplicationMessage, Tuple,
 };
 pub use stream::ReplicationStream;
+pub(crate) use transport::addresses;

@@ -24,6 +24,13 @@ pub(super) enum Address {
     Unix(PathBuf),
 }
 
+/// Every place that a configuration names, to be shown.
+pub(crate) fn addresses(config: &tokio_postgres::Config) -> String {
+    let all = Address::all(config);
+    let all: Vec<_> = all.iter().map(ToString::to_string).collect();
+    all.join(", ")
+}
+
 impl Address {
     /// Every place that a configuration names, in its order.
     pub(super) fn all(config: &tokio_postgres::Config) -> Vec<Self> {

@@ -1,17 +1,15 @@
-//! The source's side of SQL: sessions, the lock, the catalog, and what must hold before we start.
+//! The source's side of SQL: sessions, the lock, the catalog.
 //!
 //! Every query goes through the simple protocol, so that values come as PostgreSQL's output
 //! functions write them, exactly as `pgoutput` sends them.
 
 pub mod catalog;
-pub mod check;
 pub mod control;
 pub mod session;
 pub mod snapshot;
 pub mod wal;
 
 pub use catalog::{Catalog, Table};
-pub use check::{Fault, check};
 pub use control::{Control, Pulse};
 pub use session::{Session, SourceError, identifier, literal};
 pub use snapshot::{Snapshot, Unsettled};

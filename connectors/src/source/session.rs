@@ -7,17 +7,21 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage, SimpleQueryRow, SimpleQueryStream};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::replication::SESSION_SETTINGS;
+use crate::replication::{SESSION_SETTINGS, addresses};
 
 /// A query of the source failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     #[error("the source's URL does not parse: {0}")]
     Url(#[source] tokio_postgres::Error),
-    #[error("cannot connect to the source: {}", reason(.0))]
-    Connect(#[source] tokio_postgres::Error),
-    #[error("cannot connect to the source: no answer within {} ms", .0.as_millis())]
-    ConnectTimeout(Duration),
+    #[error("cannot connect to the source at {address}: {}", reason(.source))]
+    Connect {
+        address: String,
+        #[source]
+        source: tokio_postgres::Error,
+    },
+    #[error("cannot connect to the source at {address}: no answer within {} ms", .timeout.as_millis())]
+    ConnectTimeout { address: String, timeout: Duration },
     #[error("cannot {doing}: {}", reason(.source))]
     Query {
         doing: &'static str,
@@ -38,8 +42,10 @@ impl SourceError {
     #[must_use]
     pub fn sql_state(&self) -> Option<&SqlState> {
         match self {
-            Self::Url(source) | Self::Connect(source) | Self::Query { source, .. } => source.code(),
-            Self::ConnectTimeout(_) | Self::Timeout { .. } | Self::Answer { .. } => None,
+            Self::Url(source) | Self::Connect { source, .. } | Self::Query { source, .. } => {
+                source.code()
+            }
+            Self::ConnectTimeout { .. } | Self::Timeout { .. } | Self::Answer { .. } => None,
         }
     }
 
@@ -98,14 +104,21 @@ impl Session {
             .unwrap_or(Duration::from_secs(5));
         tokio::time::timeout(timeout, Self::connect_now(config, settings))
             .await
-            .map_err(|_| SourceError::ConnectTimeout(timeout))?
+            .map_err(|_| SourceError::ConnectTimeout {
+                address: addresses(config),
+                timeout,
+            })?
     }
 
     async fn connect_now(
         config: &tokio_postgres::Config,
         settings: &[(&str, String)],
     ) -> Result<Self, SourceError> {
-        let (client, connection) = config.connect(NoTls).await.map_err(SourceError::Connect)?;
+        let refused = |source| SourceError::Connect {
+            address: addresses(config),
+            source,
+        };
+        let (client, connection) = config.connect(NoTls).await.map_err(refused)?;
         let connection = AbortOnDropHandle::new(tokio::spawn(async move {
             // The session's next query fails with the reason; here nobody waits for it.
             if let Err(error) = connection.await {
@@ -117,10 +130,7 @@ impl Session {
         for (name, value) in ours.chain(settings.iter().cloned()) {
             _ = write!(sql, "SET {name} = {};", literal(&value));
         }
-        client
-            .batch_execute(&sql)
-            .await
-            .map_err(SourceError::Connect)?;
+        client.batch_execute(&sql).await.map_err(refused)?;
         Ok(Self {
             client,
             _connection: connection,

@@ -6,4 +6,4 @@ mod rig;
 
 pub(crate) use check::{always, equals_source, sum};
 pub(crate) use journal::{Journal, Tables};
-pub(crate) use rig::{Connector, Rig, eventually};
+pub(crate) use rig::{Connector, Plan, Rig, eventually};

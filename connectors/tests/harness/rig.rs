@@ -102,6 +102,7 @@ impl Rig {
             stream: String::new(),
             reads: String::new(),
             url: self.connector_url.clone(),
+            bootstrap: self.bootstrap.clone(),
             publication: "tributary".to_owned(),
             tables: self.tables.clone(),
         }
@@ -164,6 +165,7 @@ pub(crate) struct Plan<'a> {
     stream: String,
     reads: String,
     url: String,
+    bootstrap: String,
     publication: String,
     tables: Vec<String>,
 }
@@ -203,6 +205,11 @@ impl Plan<'_> {
         self
     }
 
+    pub(crate) fn bootstrap(mut self, addresses: &str) -> Self {
+        addresses.clone_into(&mut self.bootstrap);
+        self
+    }
+
     pub(crate) fn publication(mut self, name: &str) -> Self {
         name.clone_into(&mut self.publication);
         self
@@ -220,8 +227,12 @@ impl Plan<'_> {
 
     /// Runs `check`; its exit code and what it printed.
     pub(crate) async fn check(&self) -> Result<(Option<i32>, String)> {
-        let connector = self.spawn(&["check"])?;
-        connector.ended().await
+        self.command(&["check"]).await
+    }
+
+    /// Runs a command; its exit code and what it printed.
+    pub(crate) async fn command(&self, command: &[&str]) -> Result<(Option<i32>, String)> {
+        self.spawn(command)?.ended().await
     }
 
     fn spawn(&self, command: &[&str]) -> Result<Connector> {
@@ -262,7 +273,7 @@ impl Plan<'_> {
             self.url,
             self.rig.slot,
             self.publication,
-            self.rig.bootstrap,
+            self.bootstrap,
             self.rig.prefix,
             self.stream,
             self.reads,

@@ -1,0 +1,183 @@
+//! What must hold before a connector starts, and what an operator should know: each finding one
+//! sentence that says what to do, with the SQL for the source's owner where it is theirs to do.
+//!
+//! A start asks the source only ([`check`]); the command asks everything ([`examine`]). Neither
+//! changes anything.
+
+mod broker;
+mod finding;
+mod report;
+mod source;
+mod table;
+
+use tokio_postgres::SimpleQueryRow;
+
+use crate::config::ConnectorConfig;
+use crate::replication::{ReplicationClient, ReplicationConfig};
+use crate::source::session::{self, Session, SourceError};
+
+pub use finding::{Finding, Severity};
+pub use report::Report;
+pub(crate) use source::refused;
+
+/// Something that somebody has to put right; trying again does not help.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Fault(pub String);
+
+/// A check could not be ended, or was and found faults.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckError {
+    #[error("{}", sentences(.0))]
+    Faults(Vec<Fault>),
+    /// What may be gone with the next try.
+    #[error("{}", sentences(.0))]
+    NotNow(Vec<Fault>),
+    #[error(transparent)]
+    Source(#[from] SourceError),
+}
+
+fn sentences(faults: &[Fault]) -> String {
+    let texts: Vec<_> = faults.iter().map(|fault| fault.0.as_str()).collect();
+    texts.join("\n")
+}
+
+/// Looks at everything that a connector needs of the source, before a life. Returns the warnings.
+///
+/// # Errors
+/// All faults at once; or where the source cannot be asked now.
+pub async fn check(config: &ConnectorConfig) -> Result<Vec<Finding>, CheckError> {
+    let (postgres, mut findings) = match address(config) {
+        Ok(found) => found,
+        Err(findings) => {
+            let faults = findings.iter().map(|one| Fault(one.to_string()));
+            return Err(CheckError::Faults(faults.collect()));
+        }
+    };
+    match Session::connect(&postgres, &[]).await {
+        Ok(session) => findings.extend(source::examine(&session, config).await?),
+        Err(error) => {
+            let finding = source::refused(&postgres, &error);
+            if finding.passing {
+                return Err(CheckError::Source(error));
+            }
+            findings.push(finding);
+        }
+    }
+    let (warnings, wrong): (Vec<_>, Vec<_>) = findings
+        .into_iter()
+        .partition(|finding| finding.severity == Severity::Warning);
+    let faults = |passing: bool| -> Vec<Fault> {
+        let some = wrong.iter().filter(|finding| finding.passing == passing);
+        some.map(|finding| Fault(finding.to_string())).collect()
+    };
+    match (faults(false), faults(true)) {
+        (faults, _) if !faults.is_empty() => Err(CheckError::Faults(faults)),
+        (_, passing) if !passing.is_empty() => Err(CheckError::NotNow(passing)),
+        _ => Ok(warnings),
+    }
+}
+
+/// Everything that can be found about configuration, source and Kafka.
+pub async fn examine(config: &ConnectorConfig) -> Report {
+    let (source, kafka) = tokio::join!(source_findings(config), broker::examine(config));
+    let mut findings = source;
+    findings.extend(kafka);
+    findings.extend(bounds(config));
+    Report::new(&config.source, findings)
+}
+
+async fn source_findings(config: &ConnectorConfig) -> Vec<Finding> {
+    let (postgres, mut findings) = match address(config) {
+        Ok(found) => found,
+        Err(findings) => return findings,
+    };
+    let session = match Session::connect(&postgres, &[]).await {
+        Ok(session) => session,
+        Err(error) => {
+            findings.push(source::refused(&postgres, &error));
+            return findings;
+        }
+    };
+    match source::examine(&session, config).await {
+        Ok(found) => findings.extend(found),
+        Err(error) => findings.push(
+            Finding::wrong("query", "source", error.to_string())
+                .advice("see the source's log, and try again"),
+        ),
+    }
+    // What a replication session may do can differ from what another may.
+    let may_replicate = !findings
+        .iter()
+        .any(|finding| finding.code == "replication_right");
+    if may_replicate {
+        findings.extend(replication(&postgres).await);
+    }
+    findings
+}
+
+/// The address, and what is doubtful about it.
+pub(crate) fn address(
+    config: &ConnectorConfig,
+) -> Result<(tokio_postgres::Config, Vec<Finding>), Vec<Finding>> {
+    let wrong = |cause: String| Finding::wrong("url", "postgres.url", cause);
+    let postgres = config.postgres.parse().map_err(|error| {
+        let cause = format!("postgres.url is no URL of PostgreSQL: {error}");
+        let advice = "write postgres://user:password@host:port/database";
+        vec![wrong(cause).setting("postgres.url", advice)]
+    })?;
+    if postgres.get_ssl_mode() == tokio_postgres::config::SslMode::Require {
+        let cause = "postgres.url has sslmode=require, which is not supported yet";
+        let advice = "use sslmode=prefer or disable on a trusted network";
+        return Err(vec![
+            wrong(cause.to_owned()).setting("postgres.url", advice),
+        ]);
+    }
+    Ok((postgres, Vec::new()))
+}
+
+async fn replication(postgres: &tokio_postgres::Config) -> Option<Finding> {
+    let asked = async {
+        let config = ReplicationConfig::new(postgres.clone())?;
+        ReplicationClient::connect(&config)
+            .await?
+            .identify_system()
+            .await
+    };
+    let error = asked.await.err()?;
+    Some(
+        Finding::wrong("replication_session", "postgres.url", error.to_string()).advice(
+            "allow replication sessions of this user in pg_hba.conf, and raise max_wal_senders if \
+             all are in use",
+        ),
+    )
+}
+
+/// Bounds that only together make no sense.
+fn bounds(config: &ConnectorConfig) -> Option<Finding> {
+    let (open_max, timeout) = (
+        config.stream.kafka_transaction_ms_max,
+        u64::from(config.kafka.transaction_timeout_ms),
+    );
+    (open_max > timeout / 2).then(|| {
+        Finding::warning(
+            "transaction_time",
+            "stream.kafka_transaction_ms_max",
+            format!(
+                "a Kafka transaction may be open for {open_max} ms, and the broker aborts it after {timeout} ms"
+            ),
+        )
+        .setting(
+            "stream.kafka_transaction_ms_max",
+            "set stream.kafka_transaction_ms_max to at most half of kafka.transaction_timeout_ms",
+        )
+    })
+}
+
+fn is_true(row: &SimpleQueryRow, column: usize) -> bool {
+    session::text(row, column) == Some("t")
+}
+
+fn name(row: &SimpleQueryRow, column: usize) -> &str {
+    session::text(row, column).unwrap_or_default()
+}

@@ -1,0 +1,196 @@
+//! What a connector needs of each table.
+
+use tokio_postgres::SimpleQueryRow;
+
+use super::finding::Finding;
+use super::source::DOING;
+use super::{is_true, name};
+use crate::config::{ConnectorConfig, split_qualified};
+use crate::encode::Kind;
+use crate::source::Catalog;
+use crate::source::session::{Session, SourceError, identifier, literal};
+
+/// A table of the configuration, and who looks at it.
+struct Table<'a> {
+    qualified: &'a str,
+    schema: &'a str,
+    /// In SQL.
+    quoted: String,
+    publication: &'a str,
+    user: String,
+}
+
+/// Everything that is wrong with a table.
+pub(super) async fn table(
+    session: &Session,
+    config: &ConnectorConfig,
+    qualified: &str,
+    published: bool,
+) -> Result<Vec<Finding>, SourceError> {
+    let Some((schema, relation)) = split_qualified(qualified) else {
+        return Ok(Vec::new());
+    };
+    let publication = &config.postgres.publication;
+    let sql = table_sql(publication, schema, relation);
+    let place = format!("table {qualified}");
+    let Some(row) = session.rows(DOING, &sql).await?.into_iter().next() else {
+        let cause = format!("the source has no table {qualified}");
+        let finding = Finding::wrong("no_table", place, cause);
+        return Ok(vec![finding.setting("tables", "correct the key tables")]);
+    };
+    if name(&row, 0) != "r" || name(&row, 9) != "p" {
+        let cause = format!(
+            "{qualified} is no ordinary table (partitioned, foreign and unlogged ones and views are not captured)"
+        );
+        let finding = Finding::wrong("not_ordinary", place, cause);
+        return Ok(vec![
+            finding.setting("tables", "take it out of the key tables"),
+        ]);
+    }
+    let table = Table {
+        qualified,
+        schema,
+        quoted: sql_name(qualified),
+        publication,
+        user: name(&row, 10).to_owned(),
+    };
+    let mut findings: Vec<_> = table.identity(&row).into_iter().collect();
+    findings.extend(table.rights(&row));
+    if published {
+        findings.extend(table.publication(&row));
+    }
+    // Only a published table's key is in the catalog.
+    if findings.is_empty() && published {
+        findings.extend(table.key_types(session).await?);
+    }
+    Ok(findings)
+}
+
+fn table_sql(publication: &str, schema: &str, relation: &str) -> String {
+    format!(
+        "SELECT c.relkind, c.relreplident, i.indexrelid IS NOT NULL, \
+             has_schema_privilege(n.oid, 'USAGE'), has_table_privilege(c.oid, 'SELECT'), \
+             row_security_active(c.oid), p.pubname IS NOT NULL, p.rowfilter IS NOT NULL, \
+             (SELECT bool_and(a.attname = ANY (p.attnames)) FROM pg_attribute a \
+              WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
+              AND a.attgenerated = ''), \
+             c.relpersistence, current_user, (i.indisreplident AND c.relreplident = 'i'), \
+             i.indimmediate \
+         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+         LEFT JOIN pg_index i ON i.indrelid = c.oid AND i.indisprimary \
+         LEFT JOIN pg_publication_tables p \
+             ON p.pubname = {} AND p.schemaname = n.nspname AND p.tablename = c.relname \
+         WHERE n.nspname = {} AND c.relname = {}",
+        literal(publication),
+        literal(schema),
+        literal(relation)
+    )
+}
+
+impl Table<'_> {
+    fn wrong(&self, code: &'static str, cause: String) -> Finding {
+        Finding::wrong(code, format!("table {}", self.qualified), cause)
+    }
+
+    /// Can a row be told from the others, in the log too?
+    fn identity(&self, row: &SimpleQueryRow) -> Option<Finding> {
+        let (qualified, quoted) = (self.qualified, &self.quoted);
+        if !is_true(row, 2) {
+            let cause = format!(
+                "the table {qualified} has no primary key, so its rows cannot be told apart"
+            );
+            let finding = self.wrong("no_primary_key", cause);
+            return Some(finding.sql(format!("ALTER TABLE {quoted} ADD PRIMARY KEY (…);")));
+        }
+        let identity = name(row, 1);
+        if identity == "d" && !is_true(row, 12) {
+            let cause = format!(
+                "the primary key of {qualified} is deferrable and cannot be its replica identity, \
+                 so a publication makes the source refuse its UPDATEs"
+            );
+            let finding = self.wrong("deferrable_key", cause);
+            return Some(finding.sql(format!("ALTER TABLE {quoted} REPLICA IDENTITY FULL;")));
+        }
+        (!matches!(identity, "d" | "f") && !is_true(row, 11)).then(|| {
+            let cause =
+                format!("the table {qualified} does not log its primary key on UPDATE and DELETE");
+            self.wrong("replica_identity", cause)
+                .sql(format!("ALTER TABLE {quoted} REPLICA IDENTITY DEFAULT;"))
+        })
+    }
+
+    /// May it be read, all of it?
+    fn rights(&self, row: &SimpleQueryRow) -> Vec<Finding> {
+        let (user, role) = (&self.user, identifier(&self.user));
+        let (qualified, schema) = (self.qualified, self.schema);
+        let mut findings = Vec::new();
+        if !is_true(row, 3) {
+            let cause = format!("user {user} may not use the schema {schema}");
+            findings.push(self.wrong("schema_right", cause).sql(format!(
+                "GRANT USAGE ON SCHEMA {} TO {role};",
+                identifier(schema)
+            )));
+        }
+        if !is_true(row, 4) {
+            let cause = format!("user {user} may not read the table {qualified}");
+            let finding = self.wrong("select_right", cause);
+            findings.push(finding.sql(format!("GRANT SELECT ON {} TO {role};", self.quoted)));
+        } else if is_true(row, 5) {
+            let cause = format!("row security hides rows of {qualified} from user {user}");
+            let finding = self.wrong("row_security", cause);
+            findings.push(finding.sql(format!("ALTER ROLE {role} BYPASSRLS;")));
+        }
+        findings
+    }
+
+    /// Does the publication have it, all of it?
+    fn publication(&self, row: &SimpleQueryRow) -> Option<Finding> {
+        let (qualified, quoted, publication) = (self.qualified, &self.quoted, self.publication);
+        let named = identifier(publication);
+        let again = format!(
+            "ALTER PUBLICATION {named} DROP TABLE {quoted}; ALTER PUBLICATION {named} ADD TABLE {quoted};"
+        );
+        if !is_true(row, 6) {
+            let cause = format!("the publication {publication} lacks the table {qualified}");
+            let finding = self.wrong("not_published", cause);
+            Some(finding.sql(format!("ALTER PUBLICATION {named} ADD TABLE {quoted};")))
+        } else if is_true(row, 7) {
+            let cause = format!("the publication {publication} filters the rows of {qualified}");
+            Some(self.wrong("row_filter", cause).sql(again))
+        } else if !is_true(row, 8) {
+            let cause = format!("the publication {publication} leaves out columns of {qualified}");
+            Some(self.wrong("column_list", cause).sql(again))
+        } else {
+            None
+        }
+    }
+
+    /// A key must be found again from a record's key, or a reconciliation could not ask for it.
+    async fn key_types(&self, session: &Session) -> Result<Vec<Finding>, SourceError> {
+        let tables = [self.qualified.to_owned()];
+        let catalog = Catalog::read(session, self.publication, &tables).await?;
+        let columns = catalog.tables.values().flat_map(|table| &table.key);
+        Ok(columns
+            .filter(|column| !column.kind.is_invertible())
+            .map(|column| {
+                let kind = match column.kind {
+                    Kind::Float => "a float is no exact value",
+                    _ => "its values have no form of their own in a record's key",
+                };
+                let cause = format!(
+                    "the primary key column {} of {} is of type {}, which cannot be captured: {kind}",
+                    column.name, self.qualified, column.type_name
+                );
+                self.wrong("key_type", cause)
+                    .setting("tables", "take the table out of the key tables")
+            })
+            .collect())
+    }
+}
+
+pub(super) fn sql_name(qualified: &str) -> String {
+    match split_qualified(qualified) {
+        Some((schema, table)) => format!("{}.{}", identifier(schema), identifier(table)),
+        None => identifier(qualified),
+    }
+}
