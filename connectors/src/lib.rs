@@ -37,3 +37,4 @@ mod snapshot;
 pub mod source;
 pub mod status;
 mod stream;
+mod watch;

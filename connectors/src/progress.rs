@@ -10,6 +10,10 @@ use kafka::checkpoint::{Read, Reconcile};
 use kafka::{Checkpoint, Lsn, Offsets, TableState};
 use service::fault::in_force;
 
+mod pulses;
+
+use pulses::Pulses;
+
 /// What is to be done with a transaction that begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disposition {
@@ -38,6 +42,7 @@ pub struct Progress {
     committed_at_us: Option<i64>,
     current_at_us: Option<i64>,
     wal_end: Lsn,
+    pulses: Pulses,
     offsets: Offsets,
     tables: BTreeMap<String, TableState>,
     /// Something was read that no record covers yet.
@@ -83,6 +88,7 @@ impl Progress {
             committed_at_us: last.committed_at_us,
             current_at_us: last.current_at_us,
             wal_end: last.wal_end,
+            pulses: Pulses::default(),
             offsets: last.offsets.clone(),
             tables,
             uncovered: false,
@@ -128,6 +134,7 @@ impl Progress {
             committed_at_us: last.and_then(|last| last.committed_at_us),
             current_at_us: None,
             wal_end: slot_lsn,
+            pulses: Pulses::default(),
             offsets: last.map(|last| last.offsets.clone()).unwrap_or_default(),
             tables,
             uncovered: false,
@@ -204,6 +211,7 @@ impl Progress {
         self.wal_end = self.wal_end.max(wal_end);
         if !self.in_transaction {
             self.position = self.position.max(wal_end);
+            self.meet();
         }
     }
 
@@ -213,15 +221,20 @@ impl Progress {
         } else {
             lsn
         };
+        self.meet();
     }
 
-    /// The WAL was flushed to `flushed` at `at_us`: if that much has been sent, the topics were
+    /// The WAL was flushed to `flushed` at `at_us`: once that much has been sent, the topics are
     /// all that the source had then.
     pub fn current(&mut self, flushed: Lsn, at_us: i64) {
         self.wal_end = self.wal_end.max(flushed);
-        if flushed <= self.position && self.current_at_us < Some(at_us) {
-            self.current_at_us = Some(at_us);
-        }
+        self.pulses.add(flushed, at_us);
+        self.meet();
+    }
+
+    fn meet(&mut self) {
+        let met = self.pulses.meet(self.position);
+        self.current_at_us = self.current_at_us.max(met);
     }
 
     // -- reads ---------------------------------------------------------------------------

@@ -7,6 +7,7 @@ mod epochs;
 mod harness;
 mod holes;
 mod replication;
+mod silence;
 mod startup;
 mod streaming;
 mod zombies;

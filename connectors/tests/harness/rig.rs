@@ -103,6 +103,7 @@ impl Rig {
             reads: String::new(),
             url: self.connector_url.clone(),
             bootstrap: self.bootstrap.clone(),
+            postgres: "lock_timeout_ms = 2000\nslot_timeout_ms = 2000".to_owned(),
             publication: "tributary".to_owned(),
             tables: self.tables.clone(),
         }
@@ -166,6 +167,7 @@ pub(crate) struct Plan<'a> {
     reads: String,
     url: String,
     bootstrap: String,
+    postgres: String,
     publication: String,
     tables: Vec<String>,
 }
@@ -207,6 +209,14 @@ impl Plan<'_> {
 
     pub(crate) fn bootstrap(mut self, addresses: &str) -> Self {
         addresses.clone_into(&mut self.bootstrap);
+        self
+    }
+
+    /// Reaches the source through another port of this machine.
+    pub(crate) fn through(mut self, port: u16) -> Self {
+        let (address, database) = self.url.rsplit_once('/').unwrap_or_default();
+        let (user, _) = address.rsplit_once(':').unwrap_or_default();
+        self.url = format!("{user}:{port}/{database}");
         self
     }
 
@@ -265,7 +275,7 @@ impl Plan<'_> {
         format!(
             "source = \"shop\"\ntables = {:?}\n\
              [postgres]\nurl = \"{}\"\nslot = \"{}\"\npublication = \"{}\"\n\
-             lock_timeout_ms = 2000\nslot_timeout_ms = 2000\n\
+             {}\n\
              [kafka]\nbootstrap = \"{}\"\ntopic_prefix = \"{}\"\nreplication_factor = 1\npartitions = 2\n\
              [admin]\nlisten = \"127.0.0.1:{port}\"\n[log]\nfilter = \"connectors=debug,info\"\n\
              [stream]\n{}[reads]\n{}",
@@ -273,6 +283,7 @@ impl Plan<'_> {
             self.url,
             self.rig.slot,
             self.publication,
+            self.postgres,
             self.bootstrap,
             self.rig.prefix,
             self.stream,
