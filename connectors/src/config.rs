@@ -21,6 +21,11 @@ pub struct ConnectorConfig {
         custom(distinct)
     )]
     pub tables: Vec<String>,
+    /// What becomes of a change that cannot be encoded, or is larger than a record of Kafka:
+    /// `quarantine` (it goes to `<source>.quarantine`) or `stop`. Default `quarantine`.
+    #[serde(default)]
+    #[garde(skip)]
+    pub on_undecodable: OnUndecodable,
     /// The source.
     #[garde(dive)]
     pub postgres: PostgresConfig,
@@ -42,6 +47,17 @@ pub struct ConnectorConfig {
     #[serde(default)]
     #[garde(dive)]
     pub reads: ReadsConfig,
+}
+
+/// What becomes of a change that cannot be encoded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnUndecodable {
+    /// It goes to `<source>.quarantine`; the rest goes on.
+    #[default]
+    Quarantine,
+    /// The connector stops.
+    Stop,
 }
 
 /// The section `[postgres]`.

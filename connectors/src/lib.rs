@@ -31,6 +31,7 @@ mod error;
 mod life;
 pub mod plan;
 pub mod progress;
+mod quarantine;
 pub mod replication;
 pub mod run;
 mod snapshot;

@@ -135,6 +135,8 @@ impl<'a> Life<'a> {
         topics
             .ensure(&topic_names(config), &checkpoint_topic(config))
             .await?;
+        let quarantine = topic::quarantine(&config.kafka, &config.source);
+        topics.ensure_quarantine(&quarantine).await?;
 
         let replication = replication_config(config, postgres)?;
         let (taken, producer, last) = take_in_order(config, status, &replication, &control).await?;
@@ -194,7 +196,7 @@ impl<'a> Life<'a> {
             feedback: stream.feedback(),
             stream,
             topics,
-            delivery: Delivery::new(producer, checkpoint_topic(config)),
+            delivery: Delivery::new(producer, checkpoint_topic(config), quarantine),
             recorded: progress.position(),
             progress,
             catalog,

@@ -44,6 +44,7 @@ pub struct Progress {
     wal_end: Lsn,
     pulses: Pulses,
     offsets: Offsets,
+    quarantine: BTreeMap<i32, i64>,
     tables: BTreeMap<String, TableState>,
     /// Something was read that no record covers yet.
     uncovered: bool,
@@ -90,6 +91,7 @@ impl Progress {
             wal_end: last.wal_end,
             pulses: Pulses::default(),
             offsets: last.offsets.clone(),
+            quarantine: last.quarantine.clone(),
             tables,
             uncovered: false,
             in_transaction: false,
@@ -136,6 +138,7 @@ impl Progress {
             wal_end: slot_lsn,
             pulses: Pulses::default(),
             offsets: last.map(|last| last.offsets.clone()).unwrap_or_default(),
+            quarantine: last.map(|last| last.quarantine.clone()).unwrap_or_default(),
             tables,
             uncovered: false,
             in_transaction: false,
@@ -341,6 +344,11 @@ impl Progress {
         }
     }
 
+    /// Likewise of the quarantine.
+    pub fn quarantined(&mut self, ends: BTreeMap<i32, i64>) {
+        self.quarantine.extend(ends);
+    }
+
     /// The record of how far the topics are now.
     pub fn record(&mut self) -> Checkpoint {
         if self.is_even() {
@@ -361,6 +369,7 @@ impl Progress {
             current_at_us: self.current_at_us,
             wal_end: self.wal_end.max(self.position),
             offsets: self.offsets.clone(),
+            quarantine: self.quarantine.clone(),
             tables: self.tables.clone(),
         }
     }

@@ -3,6 +3,7 @@
 //! | metric | meaning |
 //! |---|---|
 //! | `connector_events_total` | records sent to tables' topics, tombstones included |
+//! | `connector_quarantined_total{table,reason}` | changes that went to quarantine |
 //! | `connector_records_total{whole}` | checkpoint records committed; `whole`: readers take it |
 //! | `connector_commit_ms` | from a checkpoint record's sending to its commit |
 //! | `connector_lives_total` | connections, each with lock, slot, and takeover |
@@ -37,6 +38,7 @@ use crate::watch::Motion;
 /// Names of the metrics.
 pub(crate) mod names {
     pub(crate) const EVENTS: &str = "connector_events_total";
+    pub(crate) const QUARANTINED: &str = "connector_quarantined_total";
     pub(crate) const RECORDS: &str = "connector_records_total";
     pub(crate) const COMMIT_MS: &str = "connector_commit_ms";
     pub(crate) const LIVES: &str = "connector_lives_total";
@@ -126,6 +128,8 @@ struct Status {
     current_at_us: Option<i64>,
     /// Has every table been read once? Before, readers take no checkpoint.
     whole: bool,
+    /// Changes that this process has sent to quarantine.
+    quarantined: u64,
     tables: BTreeMap<String, TableStatus>,
 }
 
@@ -181,6 +185,7 @@ impl StatusBoard {
                 committed_at_us: None,
                 current_at_us: None,
                 whole: false,
+                quarantined: 0,
                 tables: BTreeMap::new(),
             })),
         }
@@ -255,6 +260,13 @@ impl StatusBoard {
         }
     }
 
+    /// A change went to quarantine.
+    pub(crate) fn quarantined(&self, table: &str, reason: &'static str) {
+        counter!(names::QUARANTINED, "table" => table.to_owned(), "reason" => reason).increment(1);
+        let mut status = self.status.write().unwrap_or_else(PoisonError::into_inner);
+        status.quarantined += 1;
+    }
+
     /// A record was committed.
     pub(crate) fn recorded(&self, record: &Checkpoint, waits_for: Option<String>) {
         let whole = record.is_whole();
@@ -324,6 +336,11 @@ fn precise(value: u64) -> f64 {
 
 fn describe() {
     describe_counter!(names::EVENTS, Unit::Count, "records sent to tables' topics");
+    describe_counter!(
+        names::QUARANTINED,
+        Unit::Count,
+        "changes that went to quarantine"
+    );
     describe_counter!(names::RECORDS, Unit::Count, "checkpoint records committed");
     describe_counter!(names::LIVES, Unit::Count, "takeovers begun");
     describe_counter!(names::READS, Unit::Count, "reads of the source");

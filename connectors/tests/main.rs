@@ -6,6 +6,7 @@ mod crashes;
 mod epochs;
 mod harness;
 mod holes;
+mod quarantine;
 mod replication;
 mod silence;
 mod startup;

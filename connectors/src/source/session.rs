@@ -239,6 +239,16 @@ pub fn text(row: &SimpleQueryRow, column: usize) -> Option<&str> {
     row.try_get(column).ok().flatten()
 }
 
+/// A column of a row as it is; none where it is NULL. The bytes of what is no UTF-8 are not to be
+/// had from a [`SimpleQueryRow`]: something stands for them that is none, either.
+#[must_use]
+pub fn value(row: &SimpleQueryRow, column: usize) -> Option<&[u8]> {
+    match row.try_get(column) {
+        Ok(text) => text.map(str::as_bytes),
+        Err(_) => Some(b"\xff"),
+    }
+}
+
 /// A string constant.
 #[must_use]
 pub fn literal(text: &str) -> String {

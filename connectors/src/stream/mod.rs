@@ -137,8 +137,9 @@ impl Life<'_> {
             self.feel();
         }
         self.status.motion().begin(Activity::Recording);
-        let offsets = self.delivery.delivered().await?;
+        let (offsets, quarantine) = self.delivery.delivered().await?;
         self.progress.delivered(offsets);
+        self.progress.quarantined(quarantine);
         let record = self.progress.record();
         if !in_force("feedback_after_commit") {
             self.feedback.confirm(record.position);

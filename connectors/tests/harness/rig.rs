@@ -99,6 +99,7 @@ impl Rig {
         Plan {
             rig: self,
             environment: Vec::new(),
+            top: String::new(),
             stream: String::new(),
             reads: String::new(),
             url: self.connector_url.clone(),
@@ -163,6 +164,7 @@ async fn run(db: &Client, sql: &str) -> Result<()> {
 pub(crate) struct Plan<'a> {
     rig: &'a Rig,
     environment: Vec<(String, String)>,
+    top: String,
     stream: String,
     reads: String,
     url: String,
@@ -185,6 +187,13 @@ impl Plan<'_> {
         let mut off = std::env::var("RULES_OFF").unwrap_or_default();
         _ = write!(off, ",{rules}");
         self.environment.push(("RULES_OFF".to_owned(), off));
+        self
+    }
+
+    /// Lines before the sections.
+    pub(crate) fn top(mut self, lines: &str) -> Self {
+        self.top.push_str(lines);
+        self.top.push('\n');
         self
     }
 
@@ -273,13 +282,14 @@ impl Plan<'_> {
 
     fn config(&self, port: u16) -> String {
         format!(
-            "source = \"shop\"\ntables = {:?}\n\
+            "source = \"shop\"\ntables = {:?}\n{}\
              [postgres]\nurl = \"{}\"\nslot = \"{}\"\npublication = \"{}\"\n\
              {}\n\
              [kafka]\nbootstrap = \"{}\"\ntopic_prefix = \"{}\"\nreplication_factor = 1\npartitions = 2\n\
              [admin]\nlisten = \"127.0.0.1:{port}\"\n[log]\nfilter = \"connectors=debug,info\"\n\
              [stream]\n{}[reads]\n{}",
             self.tables,
+            self.top,
             self.url,
             self.rig.slot,
             self.publication,
