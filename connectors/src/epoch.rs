@@ -121,7 +121,6 @@ mod tests {
             current_at_us: None,
             wal_end: Lsn(100),
             offsets: BTreeMap::new(),
-            quarantine: BTreeMap::new(),
             tables: BTreeMap::new(),
         }
     }

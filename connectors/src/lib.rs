@@ -21,6 +21,8 @@
 //! to say what one task has for free, and every queue is a place where events wait that a
 //! zombie may still send.
 
+#[cfg(feature = "bench")]
+pub mod bench;
 mod captured;
 pub mod check;
 pub mod config;
@@ -31,11 +33,9 @@ mod error;
 mod life;
 pub mod plan;
 pub mod progress;
-mod quarantine;
 pub mod replication;
 pub mod run;
 mod snapshot;
 pub mod source;
 pub mod status;
 mod stream;
-mod watch;

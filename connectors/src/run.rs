@@ -3,18 +3,16 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use metrics::counter;
 use service::backoff::Backoff;
 use service::{admin, shutdown, telemetry};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 
 use crate::check::{CheckError, Fault, Finding, check};
 use crate::config::ConnectorConfig;
 use crate::error::{LifeError, Remedy};
 use crate::life::live;
-use crate::status::{State, StatusBoard, names};
-use crate::watch::{Activity, watch};
+use crate::status::{State, StatusBoard};
 
 /// Waits between lives.
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
@@ -41,9 +39,15 @@ pub async fn serve(config: &ConnectorConfig) -> anyhow::Result<ExitCode> {
         status.router(),
         shutdown.clone(),
     ));
+    // A task, not a part of the main thread: then a worker that waits for the source's socket runs
+    // the stream's reader and the life itself. A wake-up across threads for every few rows costs
+    // more than the rows. In a set, so that it ends with this function.
+    let mut life = JoinSet::new();
+    let config = config.clone();
+    life.spawn(async move { run(&config, &status, &shutdown).await });
     tokio::select! {
-        ended = run(config, &status, &shutdown) => {
-            Ok(ended.map_or_else(|faults| stopped(&faults), |()| ExitCode::SUCCESS))
+        Some(ended) = life.join_next() => {
+            Ok(ended?.map_or_else(|faults| stopped(&faults), |()| ExitCode::SUCCESS))
         }
         served = served => served?.map(|()| ExitCode::SUCCESS).map_err(Into::into),
     }
@@ -69,8 +73,6 @@ pub async fn run(
 ) -> Result<(), Vec<Fault>> {
     let mut backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_MAX);
     let mut warned = Vec::new();
-    let stall = Duration::from_millis(config.stream.stall_ms);
-    let _watch = AbortOnDropHandle::new(tokio::spawn(watch(status.clone(), stall)));
     loop {
         let begun = Instant::now();
         let ended = tokio::select! {
@@ -95,9 +97,7 @@ pub async fn run(
                     wait_ms = wait.as_millis(),
                     "{reason}; trying again"
                 );
-                counter!(names::RETRIES).increment(1);
                 status.set(State::Connecting, Some(reason));
-                status.motion().begin(Activity::Resting);
                 tokio::select! {
                     () = tokio::time::sleep(wait) => {}
                     () = shutdown.cancelled() => return Ok(()),
@@ -113,7 +113,6 @@ async fn checked_life(
     shutdown: &CancellationToken,
     warned: &mut Vec<Finding>,
 ) -> Result<(), LifeError> {
-    status.motion().begin(Activity::Checking);
     let warnings = check(config).await?;
     // Said once, not by every life.
     for warning in warnings.iter().filter(|warning| !warned.contains(warning)) {

@@ -287,13 +287,6 @@ impl Producer {
         .await
     }
 
-    /// The largest record that [`Producer::send`] takes, key and value, bytes. A larger one is
-    /// refused before anything is sent, and leaves the producer as it was.
-    #[must_use]
-    pub fn record_bytes_max(&self) -> usize {
-        self.record_bytes_max - RECORD_OVERHEAD
-    }
-
     /// Events sent since the last commit.
     #[must_use]
     pub fn events_in_transaction(&self) -> usize {
@@ -333,7 +326,7 @@ impl Producer {
             return Err(ProducerError::TooLarge {
                 topic: topic.to_owned(),
                 bytes,
-                max: self.record_bytes_max(),
+                max: self.record_bytes_max - RECORD_OVERHEAD,
             });
         }
         if !self.in_transaction {

@@ -18,6 +18,11 @@ impl Figures {
             .insert(name.into(), (value * 1000.0).round() / 1000.0);
     }
 
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<f64> {
+        self.0.get(name).copied()
+    }
+
     /// Writes the file and says where it is.
     ///
     /// # Errors

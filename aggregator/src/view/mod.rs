@@ -9,7 +9,6 @@
 //! once.
 
 mod customers;
-pub(crate) mod drift;
 mod fence;
 mod inputs;
 mod orders;
@@ -18,7 +17,7 @@ mod products;
 mod quarantine;
 mod rebuild;
 mod reduce;
-pub(crate) mod resource;
+mod resource;
 mod statements;
 mod touched;
 mod transactions;

@@ -10,9 +10,6 @@ use super::error::{CommandError, ReplicationError};
 use super::session::{Row, Session};
 use super::stream::ReplicationStream;
 
-/// The version from which on replicas can take over logical slots.
-const FAILOVER_SLOTS_SINCE: u32 = 17;
-
 /// What IDENTIFY_SYSTEM answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SystemIdentity {
@@ -123,14 +120,8 @@ impl ReplicationClient {
         slot: &str,
         limit: Duration,
     ) -> Result<CreatedSlot, ReplicationError> {
-        // A replica that synchronizes slots has it, too, and a failover goes on with it.
-        let failover = if self.session.major_version() >= FAILOVER_SLOTS_SINCE {
-            ", FAILOVER true"
-        } else {
-            ""
-        };
         let command = format!(
-            "CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'nothing'{failover})",
+            "CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'nothing')",
             identifier(slot)
         );
         let answer = self.session.query_or_cancel(&command, limit).await;

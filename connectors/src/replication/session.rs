@@ -102,15 +102,6 @@ impl Session {
         Ok(session)
     }
 
-    /// 18 of `18.1 (Debian …)`; 0 where the server did not say.
-    pub(super) fn major_version(&self) -> u32 {
-        let digits = self.server_version.split(|c: char| !c.is_ascii_digit());
-        digits
-            .map(str::parse)
-            .find_map(Result::ok)
-            .unwrap_or_default()
-    }
-
     async fn send_startup(&mut self, config: &ReplicationConfig) -> Result<(), CommandError> {
         let postgres = &config.postgres;
         let user = postgres.get_user().unwrap_or_default();
@@ -245,7 +236,7 @@ impl Session {
     }
 
     /// Asks the server, on a connection of its own, to give up what this session does.
-    async fn cancel(&self) -> Result<(), CommandError> {
+    async fn cancel(&mut self) -> Result<(), CommandError> {
         let mut transport = self.address.open().await.map_err(CommandError::Io)?;
         let mut request = BytesMut::new();
         frontend::cancel_request(self.backend_pid, self.cancel_key, &mut request);

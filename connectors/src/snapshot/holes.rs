@@ -41,8 +41,7 @@ pub(crate) struct Holes {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Filled {
     Null,
-    /// As PostgreSQL has it; no UTF-8 perhaps.
-    Text(Vec<u8>),
+    Text(String),
     /// The column is gone; a RELATION message will say so.
     Dropped,
 }
@@ -193,10 +192,10 @@ impl Life<'_> {
             return Ok(Answer::NoRow);
         };
         let values = there.iter().enumerate().map(|(place, there)| {
-            match (there, session::value(&row, place)) {
+            match (there, session::text(&row, place)) {
                 (false, _) => Filled::Dropped,
                 (true, None) => Filled::Null,
-                (true, Some(text)) => Filled::Text(text.into()),
+                (true, Some(text)) => Filled::Text(text.to_owned()),
             }
         });
         Ok(Answer::Row(values.collect()))

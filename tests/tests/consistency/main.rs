@@ -4,6 +4,5 @@
 mod contract;
 mod oracle;
 mod slot;
-mod verify;
 mod workload;
 mod zombie;
