@@ -2,11 +2,14 @@
 
 use std::io::{IsTerminal, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use crate::control::Status;
+use crate::config::Config;
+use crate::control::{Outcome, Status};
+use crate::verify;
 
 /// How often progress is asked for.
 const POLL: Duration = Duration::from_millis(500);
@@ -88,12 +91,66 @@ impl Admin {
         }
     }
 
+    async fn verified(&self, report: &verify::Report) -> anyhow::Result<()> {
+        let url = format!("http://{}/verified", self.address);
+        let outcome = Outcome {
+            differences: report.difference_count,
+            not_compared: report.not_compared.len() as u64,
+        };
+        let answer = self.client.post(url).json(&outcome).send().await;
+        answer
+            .with_context(|| self.unreachable())?
+            .error_for_status()?;
+        Ok(())
+    }
+
     fn unreachable(&self) -> String {
         format!(
             "no aggregator answers on http://{}; is it running with this configuration (admin.listen)?",
             self.address
         )
     }
+}
+
+/// Compares the view with the sources, prints what differs, and lets the running aggregator
+/// show the outcome in its metrics. The exit code says what was found.
+///
+/// # Errors
+/// Where nothing could be compared.
+pub async fn verify(
+    config: &Config,
+    options: &verify::Options,
+    json: bool,
+) -> anyhow::Result<ExitCode> {
+    for source in &options.sources {
+        if !config.sources.contains(source) {
+            let known = config.sources.join(", ");
+            eprintln!("aggregator: {source} is not a source of the view; name one of {known}");
+            return Ok(ExitCode::from(2));
+        }
+    }
+    let compared = verify::verify(config, options, |difference| {
+        if !json {
+            println!("{difference}");
+        }
+    });
+    let report = match compared.await {
+        Ok(report) => report,
+        Err(error) => {
+            eprintln!("aggregator: {error:#}");
+            return Ok(ExitCode::from(2));
+        }
+    };
+    if json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        println!("{}", report.in_words());
+    }
+    // Only the metrics miss it where no aggregator runs.
+    if let Err(error) = Admin::new(config.admin.listen)?.verified(&report).await {
+        eprintln!("not shown in the metrics: {error:#}");
+    }
+    Ok(ExitCode::from(report.exit_code()))
 }
 
 /// A line that is written over on a terminal, and written when it changes elsewhere.

@@ -1,5 +1,6 @@
 //! The aggregator's configuration.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use garde::Validate;
@@ -29,6 +30,39 @@ pub struct Config {
     #[serde(default)]
     #[garde(dive)]
     pub apply: ApplyConfig,
+    #[serde(default)]
+    #[garde(dive)]
+    pub verify: VerifyConfig,
+}
+
+/// How `aggregator verify` compares the view with the sources.
+#[derive(Debug, Clone, Deserialize, Validate)]
+#[serde(deny_unknown_fields, default)]
+pub struct VerifyConfig {
+    /// By source `postgres://USER:PASSWORD@HOST:PORT/DATABASE` with the connector's role. Default
+    /// none: then only the unified tables can be compared.
+    #[garde(skip)]
+    pub sources: BTreeMap<String, SecretString>,
+    /// Rows a second that are read from a source, at most. Default 50000.
+    #[garde(range(min = 1, max = 10_000_000))]
+    pub rows_per_second: u32,
+    /// Rows compared by one hash. Default 5000.
+    #[garde(range(min = 1, max = 100_000))]
+    pub chunk_rows: u32,
+    /// How long the view may take to pass what a source showed, milliseconds. Default 60000.
+    #[garde(range(min = 1, max = 3_600_000))]
+    pub wait_max_ms: u64,
+}
+
+impl Default for VerifyConfig {
+    fn default() -> Self {
+        Self {
+            sources: BTreeMap::new(),
+            rows_per_second: 50_000,
+            chunk_rows: 5000,
+            wait_max_ms: 60_000,
+        }
+    }
 }
 
 /// Where the view is.

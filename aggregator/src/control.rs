@@ -132,6 +132,7 @@ pub fn routes(health: &Health) -> (Router, Commands) {
     let router = Router::new()
         .route("/status", get(show))
         .route("/rebuild", post(rebuild))
+        .route("/verified", post(verified))
         .with_state(admin);
     (router, Commands { receiver, status })
 }
@@ -142,6 +143,25 @@ async fn show(State(admin): State<Admin>) -> Json<Status> {
         state: state.unwrap_or_else(|| "ready".to_owned()),
         ..admin.status.get()
     })
+}
+
+/// What a comparison with the sources found.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Outcome {
+    pub(crate) differences: u64,
+    pub(crate) not_compared: u64,
+}
+
+/// Shows in the metrics what a comparison found, and when.
+async fn verified(
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Json(outcome): Json<Outcome>,
+) -> Response {
+    if !peer.ip().is_loopback() {
+        return Refused::NotLocal.into_response();
+    }
+    crate::telemetry::verified(outcome.differences, outcome.not_compared);
+    StatusCode::NO_CONTENT.into_response()
 }
 
 /// `source=NAME`, any number of times; none: all.

@@ -44,14 +44,7 @@ impl Failure {
     /// The whole story in a line: each cause after the one that it led to.
     #[must_use]
     pub fn in_words(&self) -> String {
-        let mut words = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            words.push_str(": ");
-            words.push_str(&error.to_string());
-            cause = error.source();
-        }
-        words
+        in_words(self)
     }
 
     /// A database's refusal, as a prerequisite where the operator has to act.
@@ -66,6 +59,18 @@ impl Failure {
             None => Self::Database { doing, source },
         }
     }
+}
+
+/// An error, and each cause after the one that it led to.
+pub(crate) fn in_words(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        words.push_str(": ");
+        words.push_str(&error.to_string());
+        cause = error.source();
+    }
+    words
 }
 
 /// What the operator has to do about this refusal; none: trying again is enough.

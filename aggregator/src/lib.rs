@@ -22,6 +22,7 @@ mod migrations;
 pub mod mirror;
 mod session;
 mod telemetry;
+pub mod verify;
 pub mod view;
 
 /// The sources that the view joins.

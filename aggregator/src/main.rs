@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::pin::pin;
 use std::process::ExitCode;
 
-use aggregator::command::{Admin, in_words};
+use aggregator::command::{self, Admin, in_words};
 use aggregator::config::Config;
-use aggregator::{control, life};
+use aggregator::{control, life, verify};
 use clap::{Parser, Subcommand};
 use service::admin::{self, Health};
 use service::{shutdown, telemetry};
@@ -39,6 +39,21 @@ enum Command {
         #[arg(long, value_name = "NAME")]
         source: Vec<String>,
     },
+    /// Compares the mirrors with their sources, and the unified tables with the mirrors, while
+    /// everything runs. Prints what differs, never a value. Exits with 0: equal, 1: different,
+    /// 2: not compared as a whole.
+    Verify {
+        /// Only the mirrors of this source; may be given several times. Without it: all, and the
+        /// unified tables.
+        #[arg(long, value_name = "NAME")]
+        source: Vec<String>,
+        /// Keeps the progress in this file, and goes on where it says.
+        #[arg(long, value_name = "FILE")]
+        resume: Option<PathBuf>,
+        /// The report as JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Configuration or a prerequisite is wrong: no supervisor need try again at once.
@@ -65,6 +80,17 @@ async fn main() -> anyhow::Result<ExitCode> {
         Command::Rebuild { source } => {
             Admin::new(config.admin.listen)?.rebuild(&source).await?;
             Ok(ExitCode::SUCCESS)
+        }
+        Command::Verify {
+            source,
+            resume,
+            json,
+        } => {
+            let options = verify::Options {
+                sources: source,
+                resume,
+            };
+            command::verify(&config, &options, json).await
         }
     }
 }

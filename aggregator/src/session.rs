@@ -29,17 +29,50 @@ impl Drop for Session {
 }
 
 impl Session {
-    /// Connects with these settings (`name = value`, for SET).
+    /// Connects to the view database with these settings (`name = value`, for SET).
     pub(crate) async fn open(
         url: &SecretString,
         application_name: &str,
         settings: &[String],
     ) -> Result<Self, Failure> {
+        let doing = Failure::database("connect to the view database");
+        let session = Self::connect(url, "view.url", application_name, doing).await?;
+        session.is_new_enough().await?;
+        session.set(settings).await?;
+        Ok(session)
+    }
+
+    /// Connects to a source with these settings.
+    pub(crate) async fn open_source(
+        url: &SecretString,
+        source: &str,
+        application_name: &str,
+        settings: &[String],
+    ) -> Result<Self, Failure> {
+        let key = format!("verify.sources.{source}");
+        let doing = |error: tokio_postgres::Error| {
+            Failure::Prerequisite(format!(
+                "cannot connect to {source}: {}; see {key}",
+                error
+                    .as_db_error()
+                    .map_or_else(|| error.to_string(), |refusal| refusal.message().to_owned())
+            ))
+        };
+        let session = Self::connect(url, &key, application_name, doing).await?;
+        session.set(settings).await?;
+        Ok(session)
+    }
+
+    async fn connect(
+        url: &SecretString,
+        key: &str,
+        application_name: &str,
+        refused: impl FnOnce(tokio_postgres::Error) -> Failure,
+    ) -> Result<Self, Failure> {
         let mut config: tokio_postgres::Config = url.expose_secret().parse().map_err(|_| {
-            Failure::Prerequisite(
-                "view.url is no PostgreSQL URL; write postgres://USER:PASSWORD@HOST:PORT/DATABASE"
-                    .to_owned(),
-            )
+            Failure::Prerequisite(format!(
+                "{key} is no PostgreSQL URL; write postgres://USER:PASSWORD@HOST:PORT/DATABASE"
+            ))
         })?;
         config
             .application_name(application_name)
@@ -49,35 +82,36 @@ impl Session {
         let (client, connection) = tokio::time::timeout(2 * CONNECT_MAX, config.connect(NoTls))
             .await
             .map_err(|_| Failure::Silent)?
-            .map_err(Failure::database("connect to the view database"))?;
+            .map_err(refused)?;
         let connection = tokio::spawn(async move {
             if let Err(error) = connection.await {
-                tracing::debug!(%error, "a session of the view database ended");
+                tracing::debug!(%error, "a session ended");
             }
         });
-        let session = Self { client, connection };
-        session.set(settings).await?;
-        Ok(session)
+        Ok(Self { client, connection })
     }
 
-    async fn set(&self, settings: &[String]) -> Result<(), Failure> {
-        let doing = "prepare a session of the view database";
+    async fn is_new_enough(&self) -> Result<(), Failure> {
         let version: i32 = self
             .client
             .query_one("SELECT current_setting('server_version_num')::int", &[])
             .await
             .and_then(|row| row.try_get(0))
-            .map_err(Failure::database(doing))?;
+            .map_err(Failure::database("ask the view database for its version"))?;
         if version < VERSION_MIN {
             return Err(Failure::Prerequisite(format!(
                 "the view database is PostgreSQL {}, older than 18; point view.url to a newer server",
                 version / 10_000
             )));
         }
+        Ok(())
+    }
+
+    async fn set(&self, settings: &[String]) -> Result<(), Failure> {
         let set = settings.iter().map(|setting| format!("SET {setting};"));
         self.client
             .batch_execute(&set.collect::<String>())
             .await
-            .map_err(Failure::database(doing))
+            .map_err(Failure::database("prepare a session"))
     }
 }

@@ -1,6 +1,8 @@
 //! The aggregator's metrics.
 
-use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
 
 pub(crate) const VIEW_TRANSACTIONS: &str = "aggregator_view_transactions";
 pub(crate) const EVENTS: &str = "aggregator_events";
@@ -8,6 +10,21 @@ pub(crate) const APPLY_MS: &str = "aggregator_apply_ms";
 pub(crate) const VISIBLE_MS: &str = "aggregator_visible_ms";
 pub(crate) const LAG_BYTES: &str = "aggregator_lag_bytes";
 pub(crate) const QUARANTINED: &str = "aggregator_quarantined";
+
+const VERIFY_DIFFERENCES: &str = "aggregator_verify_differences";
+const VERIFY_NOT_COMPARED: &str = "aggregator_verify_not_compared";
+const VERIFY_TIMESTAMP: &str = "aggregator_verify_timestamp_seconds";
+
+/// What the last comparison with the sources found.
+pub(crate) fn verified(differences: u64, not_compared: u64) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    #[expect(clippy::cast_precision_loss, reason = "gauges")]
+    {
+        gauge!(VERIFY_DIFFERENCES).set(differences as f64);
+        gauge!(VERIFY_NOT_COMPARED).set(not_compared as f64);
+    }
+    gauge!(VERIFY_TIMESTAMP).set(now.unwrap_or_default().as_secs_f64());
+}
 
 /// Says what each metric is.
 pub(crate) fn describe() {
@@ -29,4 +46,17 @@ pub(crate) fn describe() {
         "WAL of the source that the checkpoint applied last did not cover, by source"
     );
     describe_gauge!(QUARANTINED, "Keys in quarantine");
+    describe_gauge!(
+        VERIFY_DIFFERENCES,
+        "Rows that the last `aggregator verify` found different"
+    );
+    describe_gauge!(
+        VERIFY_NOT_COMPARED,
+        "Parts that the last `aggregator verify` could not compare"
+    );
+    describe_gauge!(
+        VERIFY_TIMESTAMP,
+        Unit::Seconds,
+        "When `aggregator verify` ended last, since 1970"
+    );
 }

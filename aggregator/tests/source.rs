@@ -129,6 +129,7 @@ impl Source {
             current_at_us: Some(BEGAN_MS * 1000),
             wal_end: Lsn(self.lsn + 16),
             offsets: self.end.clone(),
+            quarantine: BTreeMap::new(),
             tables: BTreeMap::new(),
         }
     }

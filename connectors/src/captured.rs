@@ -2,12 +2,13 @@
 
 use bytes::Bytes;
 use kafka::event::Op;
+use kafka::quarantine::Sent;
 
 use crate::config::ConnectorConfig;
-use crate::deliver::Target;
 use crate::encode::envelope::{self, Column, Origin, Value};
-use crate::encode::{KeyColumn, SourceBlock, key};
+use crate::encode::{EncodeError, KeyColumn, SourceBlock, key};
 use crate::error::LifeError;
+use crate::quarantine::Undecodable;
 use crate::source::catalog::{Table, TableColumn};
 
 /// Columns come with a RELATION message, or with the catalog in a read's snapshot.
@@ -32,6 +33,86 @@ pub(crate) struct Captured {
 pub(crate) struct Key {
     pub(crate) json: Bytes,
     pub(crate) texts: Vec<String>,
+}
+
+/// A change that an event is to be made of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Change<'a> {
+    pub(crate) op: Op,
+    pub(crate) key: &'a Result<Key, EncodeError>,
+    pub(crate) origin: &'a Origin,
+    /// Of all its values.
+    pub(crate) text_bytes: usize,
+    /// Of a record's key and value.
+    pub(crate) bytes_max: usize,
+}
+
+/// What is sent of a change.
+#[derive(Debug)]
+pub(crate) struct Encoded {
+    /// None: nothing can be sent.
+    pub(crate) event: Option<Vec<u8>>,
+    /// What could not be encoded, all or part of the change.
+    pub(crate) quarantined: Option<Box<Undecodable>>,
+}
+
+impl Change<'_> {
+    /// No value's JSON is shorter than half of its text (a date is the shortest), so a row that
+    /// is beyond all bounds is not encoded first.
+    fn encodable(&self) -> Result<(), EncodeError> {
+        if self.text_bytes / 2 <= self.bytes_max {
+            return Ok(());
+        }
+        Err(EncodeError::TooLarge {
+            bytes: self.text_bytes / 2,
+            max: self.bytes_max,
+        })
+    }
+
+    fn fit(&self, key: &Key, event: Vec<u8>) -> Result<Vec<u8>, EncodeError> {
+        let bytes = key.json.len() + event.len();
+        if bytes <= self.bytes_max {
+            return Ok(event);
+        }
+        Err(EncodeError::TooLarge {
+            bytes,
+            max: self.bytes_max,
+        })
+    }
+}
+
+impl Encoded {
+    fn whole(event: Vec<u8>) -> Self {
+        Self {
+            event: Some(event),
+            quarantined: None,
+        }
+    }
+
+    fn reduced<'v>(
+        event: Vec<u8>,
+        change: &Change<'_>,
+        reason: EncodeError,
+        values: impl Iterator<Item = Value<'v>>,
+    ) -> Self {
+        let undecodable = Undecodable::new(change, reason, Sent::WithoutBefore, values);
+        Self {
+            event: Some(event),
+            quarantined: Some(Box::new(undecodable)),
+        }
+    }
+
+    fn nothing<'v>(
+        change: &Change<'_>,
+        reason: EncodeError,
+        values: impl Iterator<Item = Value<'v>>,
+    ) -> Self {
+        let undecodable = Undecodable::new(change, reason, Sent::Nothing, values);
+        Self {
+            event: None,
+            quarantined: Some(Box::new(undecodable)),
+        }
+    }
 }
 
 impl Captured {
@@ -65,30 +146,51 @@ impl Captured {
         })
     }
 
-    pub(crate) fn target(&self) -> Target<'_> {
-        Target {
-            table: &self.name,
-            topic: &self.topic,
-        }
+    pub(crate) fn target(&self) -> &str {
+        &self.topic
     }
 
     /// The key from its columns' text.
     pub(crate) fn key(&self, texts: Vec<String>) -> Key {
         let mut json = Vec::with_capacity(32);
-        key::write(&mut json, &self.key, texts.iter().map(String::as_bytes));
+        key::write(&mut json, &self.key, texts.iter().map(String::as_str));
         Key {
             json: json.into(),
             texts,
         }
     }
 
-    pub(crate) fn row<'a>(&self, values: impl Iterator<Item = Value<'a>>) -> Vec<u8> {
-        let mut out = Vec::with_capacity(256);
-        envelope::write_row(&mut out, &self.encoded, values);
-        out
+    /// The key of a row, given the value at a place.
+    pub(crate) fn key_of<'v>(
+        &self,
+        value_at: impl Fn(usize) -> Value<'v>,
+    ) -> Result<Key, EncodeError> {
+        let column = |at: &usize| self.columns.get(*at).cloned().unwrap_or_default();
+        let texts = self.key_at.iter().map(|at| match value_at(*at) {
+            Value::Text(text) => match std::str::from_utf8(text) {
+                Ok(text) => Ok(text.to_owned()),
+                Err(_) => Err(EncodeError::NotUtf8 { column: column(at) }),
+            },
+            Value::Null | Value::Absent => Err(EncodeError::NoKey { column: column(at) }),
+        });
+        Ok(self.key(texts.collect::<Result<_, _>>()?))
     }
 
-    pub(crate) fn event(
+    /// A row in JSON.
+    pub(crate) fn row<'v>(
+        &self,
+        values: impl Iterator<Item = Value<'v>>,
+    ) -> Result<Vec<u8>, EncodeError> {
+        let mut out = Vec::with_capacity(256);
+        match envelope::write_row(&mut out, &self.encoded, values) {
+            Ok(()) => Ok(out),
+            Err(place) => Err(EncodeError::NotUtf8 {
+                column: self.columns.get(place).cloned().unwrap_or_default(),
+            }),
+        }
+    }
+
+    fn event(
         &self,
         op: Op,
         before: Option<&[u8]>,
@@ -101,13 +203,88 @@ impl Captured {
         out
     }
 
+    /// The event of a row that is there. `before` is its old state, where that is known: rather
+    /// than the row it is left out.
+    pub(crate) fn upsert<'v>(
+        &self,
+        change: &Change<'_>,
+        before: Option<Result<Vec<u8>, EncodeError>>,
+        values: impl Iterator<Item = Value<'v>> + Clone,
+    ) -> Encoded {
+        let (key, after) = match self.key_and_row(change, values.clone()) {
+            Ok(both) => both,
+            Err(reason) => return Encoded::nothing(change, reason, values),
+        };
+        let whole =
+            |before: Option<&[u8]>| self.event(change.op, before, Some(&after), change.origin);
+        let lost = match before {
+            None => None,
+            Some(Err(reason)) => Some(reason),
+            Some(Ok(before)) => match change.fit(key, whole(Some(&before))) {
+                Ok(event) => return Encoded::whole(event),
+                Err(reason) => Some(reason),
+            },
+        };
+        match (change.fit(key, whole(None)), lost) {
+            (Ok(event), None) => Encoded::whole(event),
+            (Ok(event), Some(reason)) => Encoded::reduced(event, change, reason, values),
+            (Err(reason), _) => Encoded::nothing(change, reason, values),
+        }
+    }
+
+    /// The event of a row that is gone. `before` is what the source told of it: rather than the
+    /// event all but the key is left out.
+    pub(crate) fn delete<'v>(
+        &self,
+        change: &Change<'_>,
+        values: impl Iterator<Item = Value<'v>> + Clone,
+    ) -> Encoded {
+        let key = match change.key {
+            Ok(key) => key,
+            Err(reason) => return Encoded::nothing(change, reason.clone(), values),
+        };
+        let whole = change.encodable().and_then(|()| {
+            let before = self.row(values.clone())?;
+            change.fit(
+                key,
+                self.event(Op::Delete, Some(&before), None, change.origin),
+            )
+        });
+        match whole {
+            Ok(event) => Encoded::whole(event),
+            Err(reason) => Encoded::reduced(
+                self.delete_of_key(key, change.origin),
+                change,
+                reason,
+                values,
+            ),
+        }
+    }
+
     /// A delete of which only the key is known.
     pub(crate) fn delete_of_key(&self, key: &Key, origin: &Origin) -> Vec<u8> {
-        let mut values = vec![Value::Absent; self.columns.len()];
-        for (at, text) in self.key_at.iter().zip(&key.texts) {
-            values[*at] = Value::Text(text.as_bytes());
-        }
-        let before = self.row(values.into_iter());
+        let mut before = vec![b'{'];
+        let texts = self.key_at.iter().zip(&key.texts).collect::<Vec<_>>();
+        let columns = self.encoded.iter().enumerate();
+        let known = columns.filter_map(|(place, column)| {
+            let (_, text) = texts.iter().find(|(at, _)| **at == place)?;
+            Some((column, text.as_str()))
+        });
+        envelope::write_known(&mut before, known);
+        before.push(b'}');
         self.event(Op::Delete, Some(&before), None, origin)
     }
+
+    fn key_and_row<'c, 'v>(
+        &self,
+        change: &Change<'c>,
+        values: impl Iterator<Item = Value<'v>>,
+    ) -> Result<(&'c Key, Vec<u8>), EncodeError> {
+        let key = change.key.as_ref().map_err(EncodeError::clone)?;
+        change.encodable()?;
+        Ok((key, self.row(values)?))
+    }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

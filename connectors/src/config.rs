@@ -21,6 +21,11 @@ pub struct ConnectorConfig {
         custom(distinct)
     )]
     pub tables: Vec<String>,
+    /// What becomes of a change that cannot be encoded, or is larger than a record of Kafka:
+    /// `quarantine` (it goes to `<source>.quarantine`) or `stop`. Default `quarantine`.
+    #[serde(default)]
+    #[garde(skip)]
+    pub on_undecodable: OnUndecodable,
     /// The source.
     #[garde(dive)]
     pub postgres: PostgresConfig,
@@ -42,6 +47,17 @@ pub struct ConnectorConfig {
     #[serde(default)]
     #[garde(dive)]
     pub reads: ReadsConfig,
+}
+
+/// What becomes of a change that cannot be encoded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnUndecodable {
+    /// It goes to `<source>.quarantine`; the rest goes on.
+    #[default]
+    Quarantine,
+    /// The connector stops.
+    Stop,
 }
 
 /// The section `[postgres]`.
@@ -81,6 +97,9 @@ pub struct PostgresConfig {
     pub buffer_bytes_max: usize,
 }
 
+/// A connection that is quiet for so long is tried.
+const KEEPALIVE: std::time::Duration = std::time::Duration::from_secs(5);
+
 impl PostgresConfig {
     /// The parsed URL, without what each kind of session adds.
     ///
@@ -90,6 +109,12 @@ impl PostgresConfig {
         let mut config: tokio_postgres::Config = self.url.expose_secret().parse()?;
         config
             .connect_timeout(std::time::Duration::from_millis(self.connect_timeout_ms))
+            // The kernel finds a peer that is gone; one that is there and silent is found by
+            // each session's own limit.
+            .keepalives_idle(KEEPALIVE)
+            .keepalives_interval(KEEPALIVE)
+            .keepalives_retries(2)
+            .tcp_user_timeout(3 * KEEPALIVE)
             .application_name("tributary");
         Ok(config)
     }
@@ -121,6 +146,11 @@ pub struct StreamConfig {
     /// Default 2000.
     #[garde(range(min = 10, max = 30_000))]
     pub kafka_transaction_ms_max: u64,
+    /// When nothing has moved for so many milliseconds that should (the source sends nothing
+    /// while its WAL grows, Kafka does not commit), state, health, metric and log say so.
+    /// Default 15000.
+    #[garde(range(min = 1000, max = 25_000))]
+    pub stall_ms: u64,
 }
 
 impl Default for StreamConfig {
@@ -132,6 +162,7 @@ impl Default for StreamConfig {
             kafka_transaction_events_max: 20_000,
             kafka_transaction_bytes_max: 16 << 20,
             kafka_transaction_ms_max: 2000,
+            stall_ms: 15_000,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Events on their way into Kafka, in transactions that each end with a record.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use kafka::producer::{Producer, ProducerError};
@@ -15,6 +16,7 @@ use crate::status::names;
 pub(crate) struct Delivery {
     producer: Producer,
     checkpoint_topic: String,
+    quarantine_topic: String,
     /// When the open transaction's first event was sent.
     began: Option<Instant>,
     /// What takes the events in Kafka's place.
@@ -22,19 +24,16 @@ pub(crate) struct Delivery {
     null_sink: Option<crate::bench::NullSink>,
 }
 
-/// A table's topic.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Target<'a> {
-    /// `schema.table`.
-    pub(crate) table: &'a str,
-    pub(crate) topic: &'a str,
-}
-
 impl Delivery {
-    pub(crate) fn new(producer: Producer, checkpoint_topic: String) -> Self {
+    pub(crate) fn new(
+        producer: Producer,
+        checkpoint_topic: String,
+        quarantine_topic: String,
+    ) -> Self {
         Self {
             producer,
             checkpoint_topic,
+            quarantine_topic,
             began: None,
             #[cfg(feature = "bench")]
             null_sink: crate::bench::null_sink(),
@@ -44,29 +43,29 @@ impl Delivery {
     /// An event of a row that is there.
     pub(crate) async fn upsert(
         &mut self,
-        target: Target<'_>,
+        topic: &str,
         key: &[u8],
         event: &[u8],
         headers: &[(&str, &[u8])],
     ) -> Result<(), LifeError> {
-        self.send(target, key, Some(event), headers).await
+        self.send(topic, key, Some(event), headers).await
     }
 
     /// An event of a row that is gone, and the tombstone that lets compaction forget the key.
     pub(crate) async fn delete(
         &mut self,
-        target: Target<'_>,
+        topic: &str,
         key: &[u8],
         event: &[u8],
         headers: &[(&str, &[u8])],
     ) -> Result<(), LifeError> {
-        self.send(target, key, Some(event), headers).await?;
-        self.send(target, key, None, headers).await
+        self.send(topic, key, Some(event), headers).await?;
+        self.send(topic, key, None, headers).await
     }
 
     async fn send(
         &mut self,
-        target: Target<'_>,
+        topic: &str,
         key: &[u8],
         value: Option<&[u8]>,
         headers: &[(&str, &[u8])],
@@ -79,16 +78,32 @@ impl Delivery {
             counter!(names::EVENTS).increment(1);
             return Ok(());
         }
-        let sent = self.producer.send(target.topic, key, value, headers).await;
-        sent.map_err(|source| too_large(target, key, source))?;
+        self.producer.send(topic, key, value, headers).await?;
         counter!(names::EVENTS).increment(1);
         fault::point("connector.after_send").await;
         Ok(())
     }
 
-    /// Waits until everything sent is acknowledged; the offsets after it.
-    pub(crate) async fn delivered(&mut self) -> Result<Offsets, ProducerError> {
-        self.producer.delivered().await
+    /// A record of what could not be encoded.
+    pub(crate) async fn quarantine(&mut self, key: &[u8], value: &[u8]) -> Result<(), LifeError> {
+        self.began.get_or_insert_with(Instant::now);
+        let topic = &self.quarantine_topic;
+        Ok(self.producer.send(topic, key, Some(value), &[]).await?)
+    }
+
+    /// The largest record that can be sent, key and value, bytes.
+    pub(crate) fn record_bytes_max(&self) -> usize {
+        self.producer.record_bytes_max()
+    }
+
+    /// Waits until everything sent is acknowledged; the offsets after it: those of the tables'
+    /// topics, and those of the quarantine.
+    pub(crate) async fn delivered(
+        &mut self,
+    ) -> Result<(Offsets, BTreeMap<i32, i64>), ProducerError> {
+        let mut offsets = self.producer.delivered().await?;
+        let quarantine = offsets.remove(&self.quarantine_topic);
+        Ok((offsets, quarantine.unwrap_or_default()))
     }
 
     /// Ends the transaction with its record.
@@ -132,18 +147,5 @@ impl Delivery {
     /// Ends the open transaction, if there is one: what was sent in it was never there.
     pub(crate) async fn abort(self) -> Result<(), ProducerError> {
         self.producer.abort().await
-    }
-}
-
-fn too_large(target: Target<'_>, key: &[u8], source: ProducerError) -> LifeError {
-    if source.is_too_large() {
-        LifeError::TooLarge {
-            table: target.table.to_owned(),
-            topic: target.topic.to_owned(),
-            key: String::from_utf8_lossy(key).into_owned(),
-            source: Box::new(source),
-        }
-    } else {
-        LifeError::Producer(source)
     }
 }

@@ -121,6 +121,7 @@ mod tests {
             current_at_us: None,
             wal_end: Lsn(100),
             offsets: BTreeMap::new(),
+            quarantine: BTreeMap::new(),
             tables: BTreeMap::new(),
         }
     }

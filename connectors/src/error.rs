@@ -2,11 +2,13 @@
 
 use std::fmt::Write as _;
 
+use kafka::Lsn;
 use kafka::follower::FollowerError;
 use kafka::producer::ProducerError;
 use kafka::topic::TopicError;
 
 use crate::check::CheckError;
+use crate::encode::EncodeError;
 use crate::replication::ReplicationError;
 use crate::source::SourceError;
 
@@ -28,16 +30,19 @@ pub(crate) enum LifeError {
     #[error("the advisory lock is lost: its session with the source ended")]
     LockLost,
     #[error(
-        "an event of {table} with the key {key} is larger than topic {topic} takes; raise \
-         max.message.bytes of the topic (and message.max.bytes of the brokers)"
+        "the change of {table} at {lsn}{} cannot be sent: {source}; on_undecodable is \"stop\": \
+         with \"quarantine\" such a change goes to the quarantine topic, and the rest goes on",
+        .key.as_ref().map(|key| format!(" with the key {key}")).unwrap_or_default()
     )]
-    TooLarge {
+    Undecodable {
         table: String,
-        topic: String,
-        key: String,
+        lsn: Lsn,
+        key: Option<String>,
         #[source]
-        source: Box<ProducerError>,
+        source: EncodeError,
     },
+    #[error("cannot encode a record of the quarantine")]
+    Quarantine(#[source] serde_json::Error),
     #[error("a change of {table} lacks {column} of its primary key: the key was altered")]
     KeyAltered { table: String, column: String },
     #[error("a read view of {table} met another file of the table {tries} times")]
@@ -62,7 +67,8 @@ impl LifeError {
         match self {
             Self::Check(CheckError::Faults(_)) => Remedy::Stop,
             Self::Topic(error) if error.is_setup() => Remedy::Stop,
-            Self::Producer(error) if error.is_setup() && !error.is_too_large() => Remedy::Stop,
+            Self::Producer(error) if error.is_setup() => Remedy::Stop,
+            Self::Undecodable { .. } | Self::Quarantine(_) => Remedy::Stop,
             // What the source refuses for good, the next life's check says as a fault.
             Self::Check(CheckError::Source(_) | CheckError::NotNow(_))
             | Self::Source(_)
@@ -71,7 +77,6 @@ impl LifeError {
             | Self::Topic(_)
             | Self::Follower(_)
             | Self::LockLost
-            | Self::TooLarge { .. }
             | Self::KeyAltered { .. }
             | Self::TableKeepsMoving { .. }
             | Self::Order(_) => Remedy::TryAgain,

@@ -35,9 +35,13 @@ use crate::source::catalog::TableColumn;
 use crate::source::{Catalog, Control, Pulse, Session, Unsettled, WalLayout};
 use crate::status::{State, StatusBoard, names};
 use crate::stream::Transaction;
+use crate::watch::Activity;
 
 /// Between two tries to take a slot that somebody still holds.
 const SLOT_RETRY: Duration = Duration::from_millis(100);
+
+/// The source ends a statement of a read by itself; an answer that takes so much longer is lost.
+const ANSWER_MARGIN: Duration = Duration::from_secs(5);
 
 /// Everything that a leader holds. Dropping it gives all of it up.
 #[derive(Debug)]
@@ -79,18 +83,21 @@ pub(crate) async fn live(
     shutdown: &CancellationToken,
 ) -> Result<(), LifeError> {
     counter!(names::LIVES).increment(1);
-    status.set(State::Connecting, None);
+    status.connecting();
     let postgres = config
         .postgres
         .parse()
         .map_err(crate::source::SourceError::Url)?;
-    let control = Control::take_lock(&postgres, &config.postgres, || {
-        tracing::info!("another connector of this source leads; waiting for its lock");
-        status.set(State::WaitingForLock, None);
+    let control = Control::take_lock(&postgres, &config.postgres, |tries| {
+        status.motion().begin(Activity::TakingLock);
+        if tries == 1 {
+            tracing::info!("another connector of this source leads; waiting for its lock");
+            status.set(State::WaitingForLock, None);
+        }
     })
     .await?;
     fault::point("connector.after_lock").await;
-    status.set(State::Connecting, None);
+    status.connecting();
     let lost = control.lost();
     let life = async {
         let mut life = Box::pin(Life::take_over(config, status, &postgres, control)).await?;
@@ -116,15 +123,20 @@ impl<'a> Life<'a> {
         postgres: &tokio_postgres::Config,
         control: Control,
     ) -> Result<Self, LifeError> {
+        let motion = status.motion();
+        motion.begin(Activity::AskingSource);
         let reads = read_session(config, postgres).await?;
         let hole_reads = read_session(config, postgres).await?;
         let publication = &config.postgres.publication;
         let catalog = Catalog::read(&reads, publication, &config.tables).await?;
         let wal = WalLayout::read(&reads).await?;
+        motion.begin(Activity::AskingTopics);
         let topics = Topics::connect(&config.kafka)?;
         topics
             .ensure(&topic_names(config), &checkpoint_topic(config))
             .await?;
+        let quarantine = topic::quarantine(&config.kafka, &config.source);
+        topics.ensure_quarantine(&quarantine).await?;
 
         let replication = replication_config(config, postgres)?;
         let (taken, producer, last) = take_in_order(config, status, &replication, &control).await?;
@@ -148,6 +160,7 @@ impl<'a> Life<'a> {
             }
             Err(reason) => {
                 tracing::warn!(%reason, "a new epoch begins: {reason}");
+                motion.begin(Activity::MakingSlot);
                 fault::point("connector.begin_epoch").await;
                 let (progress, stream) = begin_epoch(
                     config,
@@ -183,7 +196,7 @@ impl<'a> Life<'a> {
             feedback: stream.feedback(),
             stream,
             topics,
-            delivery: Delivery::new(producer, checkpoint_topic(config)),
+            delivery: Delivery::new(producer, checkpoint_topic(config), quarantine),
             recorded: progress.position(),
             progress,
             catalog,
@@ -228,17 +241,21 @@ async fn take_in_order(
     if !in_force("slot_before_init") {
         early_producer = Some(connect_producer(config).await?);
     }
+    let motion = status.motion();
+    motion.begin(Activity::TakingSlot);
     let taken = take_slot(config, status, replication, control).await?;
     fault::point("connector.after_slot").await;
     let mut early_last = None;
     if !in_force("init_before_last") {
         early_last = Some(last_record(&config.kafka, &config.source).await?);
     }
+    motion.begin(Activity::TakingProducer);
     fault::point("connector.before_init").await;
     let producer = match early_producer {
         Some(producer) => producer,
         None => connect_producer(config).await?,
     };
+    motion.begin(Activity::ReadingLastRecord);
     fault::point("connector.after_init").await;
     let last = match early_last {
         Some(last) => last,
@@ -299,6 +316,7 @@ async fn take_slot(
                     tracing::warn!("{sentence}");
                     status.set(State::Connecting, Some(sentence));
                 }
+                status.motion().begin(Activity::TakingSlot);
                 tokio::time::sleep(SLOT_RETRY).await;
             }
             Err(error) => return Err(error.into()),
@@ -394,7 +412,9 @@ async fn read_session(
             format!("{}ms", config.postgres.lock_timeout_ms.max(60_000)),
         ),
     ];
-    Ok(Arc::new(Session::connect(postgres, &settings).await?))
+    let session = Session::connect(postgres, &settings).await?;
+    let limit = Duration::from_millis(reads.statement_ms_max) + ANSWER_MARGIN;
+    Ok(Arc::new(session.answering_within(limit)))
 }
 
 fn replication_config(

@@ -10,6 +10,10 @@ use kafka::checkpoint::{Read, Reconcile};
 use kafka::{Checkpoint, Lsn, Offsets, TableState};
 use service::fault::in_force;
 
+mod pulses;
+
+use pulses::Pulses;
+
 /// What is to be done with a transaction that begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disposition {
@@ -38,7 +42,9 @@ pub struct Progress {
     committed_at_us: Option<i64>,
     current_at_us: Option<i64>,
     wal_end: Lsn,
+    pulses: Pulses,
     offsets: Offsets,
+    quarantine: BTreeMap<i32, i64>,
     tables: BTreeMap<String, TableState>,
     /// Something was read that no record covers yet.
     uncovered: bool,
@@ -83,7 +89,9 @@ impl Progress {
             committed_at_us: last.committed_at_us,
             current_at_us: last.current_at_us,
             wal_end: last.wal_end,
+            pulses: Pulses::default(),
             offsets: last.offsets.clone(),
+            quarantine: last.quarantine.clone(),
             tables,
             uncovered: false,
             in_transaction: false,
@@ -128,7 +136,9 @@ impl Progress {
             committed_at_us: last.and_then(|last| last.committed_at_us),
             current_at_us: None,
             wal_end: slot_lsn,
+            pulses: Pulses::default(),
             offsets: last.map(|last| last.offsets.clone()).unwrap_or_default(),
+            quarantine: last.map(|last| last.quarantine.clone()).unwrap_or_default(),
             tables,
             uncovered: false,
             in_transaction: false,
@@ -204,6 +214,7 @@ impl Progress {
         self.wal_end = self.wal_end.max(wal_end);
         if !self.in_transaction {
             self.position = self.position.max(wal_end);
+            self.meet();
         }
     }
 
@@ -213,15 +224,20 @@ impl Progress {
         } else {
             lsn
         };
+        self.meet();
     }
 
-    /// The WAL was flushed to `flushed` at `at_us`: if that much has been sent, the topics were
+    /// The WAL was flushed to `flushed` at `at_us`: once that much has been sent, the topics are
     /// all that the source had then.
     pub fn current(&mut self, flushed: Lsn, at_us: i64) {
         self.wal_end = self.wal_end.max(flushed);
-        if flushed <= self.position && self.current_at_us < Some(at_us) {
-            self.current_at_us = Some(at_us);
-        }
+        self.pulses.add(flushed, at_us);
+        self.meet();
+    }
+
+    fn meet(&mut self) {
+        let met = self.pulses.meet(self.position);
+        self.current_at_us = self.current_at_us.max(met);
     }
 
     // -- reads ---------------------------------------------------------------------------
@@ -328,6 +344,11 @@ impl Progress {
         }
     }
 
+    /// Likewise of the quarantine.
+    pub fn quarantined(&mut self, ends: BTreeMap<i32, i64>) {
+        self.quarantine.extend(ends);
+    }
+
     /// The record of how far the topics are now.
     pub fn record(&mut self) -> Checkpoint {
         if self.is_even() {
@@ -348,6 +369,7 @@ impl Progress {
             current_at_us: self.current_at_us,
             wal_end: self.wal_end.max(self.position),
             offsets: self.offsets.clone(),
+            quarantine: self.quarantine.clone(),
             tables: self.tables.clone(),
         }
     }

@@ -3,16 +3,19 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use metrics::counter;
 use service::backoff::Backoff;
 use service::{admin, shutdown, telemetry};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::check::{CheckError, Fault, Finding, check};
 use crate::config::ConnectorConfig;
 use crate::error::{LifeError, Remedy};
 use crate::life::live;
-use crate::status::{State, StatusBoard};
+use crate::status::{State, StatusBoard, names};
+use crate::watch::{Activity, watch};
 
 /// Waits between lives.
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
@@ -73,6 +76,8 @@ pub async fn run(
 ) -> Result<(), Vec<Fault>> {
     let mut backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_MAX);
     let mut warned = Vec::new();
+    let stall = Duration::from_millis(config.stream.stall_ms);
+    let _watch = AbortOnDropHandle::new(tokio::spawn(watch(status.clone(), stall)));
     loop {
         let begun = Instant::now();
         let ended = tokio::select! {
@@ -97,7 +102,9 @@ pub async fn run(
                     wait_ms = wait.as_millis(),
                     "{reason}; trying again"
                 );
+                counter!(names::RETRIES).increment(1);
                 status.set(State::Connecting, Some(reason));
+                status.motion().begin(Activity::Resting);
                 tokio::select! {
                     () = tokio::time::sleep(wait) => {}
                     () = shutdown.cancelled() => return Ok(()),
@@ -113,6 +120,7 @@ async fn checked_life(
     shutdown: &CancellationToken,
     warned: &mut Vec<Finding>,
 ) -> Result<(), LifeError> {
+    status.motion().begin(Activity::Checking);
     let warnings = check(config).await?;
     // Said once, not by every life.
     for warning in warnings.iter().filter(|warning| !warned.contains(warning)) {

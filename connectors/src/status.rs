@@ -3,6 +3,7 @@
 //! | metric | meaning |
 //! |---|---|
 //! | `connector_events_total` | records sent to tables' topics, tombstones included |
+//! | `connector_quarantined_total{table,reason}` | changes that went to quarantine |
 //! | `connector_records_total{whole}` | checkpoint records committed; `whole`: readers take it |
 //! | `connector_commit_ms` | from a checkpoint record's sending to its commit |
 //! | `connector_lives_total` | connections, each with lock, slot, and takeover |
@@ -14,6 +15,12 @@
 //! | `connector_current_at_seconds` | when the topics were last known to be all that the source had |
 //! | `connector_unsettled_transactions` | sent, not yet known to be visible in the source |
 //! | `connector_buffered_bytes` | received from the slot, not yet handled |
+//! | `connector_healthy` | 1: it streams, reads or stands by; 0: it is connecting or stalled |
+//! | `connector_state{state}` | 1 for the state it is in, 0 for the others |
+//! | `connector_lag_ms` | how old the topics are at most: since when they were last known current |
+//! | `connector_stalled_seconds` | for how long nothing has moved that should, once that is long |
+//! | `connector_stalls_total` | how often that began |
+//! | `connector_retries_total` | lives that ended in an error and are followed by another |
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -25,9 +32,13 @@ use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogra
 use serde::Serialize;
 use service::admin::Health;
 
+use crate::encode::envelope::now_us;
+use crate::watch::Motion;
+
 /// Names of the metrics.
 pub(crate) mod names {
     pub(crate) const EVENTS: &str = "connector_events_total";
+    pub(crate) const QUARANTINED: &str = "connector_quarantined_total";
     pub(crate) const RECORDS: &str = "connector_records_total";
     pub(crate) const COMMIT_MS: &str = "connector_commit_ms";
     pub(crate) const LIVES: &str = "connector_lives_total";
@@ -41,6 +52,12 @@ pub(crate) mod names {
     pub(crate) const CURRENT_AT: &str = "connector_current_at_seconds";
     pub(crate) const UNSETTLED: &str = "connector_unsettled_transactions";
     pub(crate) const BUFFERED: &str = "connector_buffered_bytes";
+    pub(crate) const HEALTHY: &str = "connector_healthy";
+    pub(crate) const STATE: &str = "connector_state";
+    pub(crate) const LAG_MS: &str = "connector_lag_ms";
+    pub(crate) const STALLED: &str = "connector_stalled_seconds";
+    pub(crate) const STALLS: &str = "connector_stalls_total";
+    pub(crate) const RETRIES: &str = "connector_retries_total";
 }
 
 /// What a connector is doing.
@@ -58,6 +75,41 @@ pub enum State {
     /// The topics follow the source.
     #[serde(rename = "streaming")]
     Streaming,
+    /// Nothing has moved for `stall_ms` that should; the reason says what.
+    #[serde(rename = "stalled")]
+    Stalled,
+}
+
+impl State {
+    const ALL: [Self; 5] = [
+        Self::Connecting,
+        Self::WaitingForLock,
+        Self::Reading,
+        Self::Streaming,
+        Self::Stalled,
+    ];
+
+    /// As `/status` and the label of the metric have it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::WaitingForLock => "waiting for lock",
+            Self::Reading => "reading",
+            Self::Streaming => "streaming",
+            Self::Stalled => "stalled",
+        }
+    }
+
+    /// Why it is not ready in this state, where nothing better is known.
+    fn sentence(self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::WaitingForLock => "another connector of this source leads",
+            Self::Reading => "tables are being read",
+            Self::Streaming => "the first table read is not complete",
+            Self::Stalled => "nothing moves",
+        }
+    }
 }
 
 /// The answer of `/status`.
@@ -76,6 +128,8 @@ struct Status {
     current_at_us: Option<i64>,
     /// Has every table been read once? Before, readers take no checkpoint.
     whole: bool,
+    /// Changes that this process has sent to quarantine.
+    quarantined: u64,
     tables: BTreeMap<String, TableStatus>,
 }
 
@@ -93,7 +147,17 @@ struct TableStatus {
 #[derive(Debug, Clone)]
 pub struct StatusBoard {
     status: Arc<RwLock<Status>>,
+    /// What the life says, over which the watch's stall stands.
+    said: Arc<RwLock<Said>>,
+    motion: Arc<Motion>,
     health: Health,
+}
+
+#[derive(Debug)]
+struct Said {
+    state: State,
+    reason: Option<String>,
+    stall: Option<String>,
 }
 
 impl StatusBoard {
@@ -103,6 +167,12 @@ impl StatusBoard {
         describe();
         Self {
             health,
+            motion: Arc::default(),
+            said: Arc::new(RwLock::new(Said {
+                state: State::Connecting,
+                reason: None,
+                stall: None,
+            })),
             status: Arc::new(RwLock::new(Status {
                 source: source.to_owned(),
                 state: State::Connecting,
@@ -115,6 +185,7 @@ impl StatusBoard {
                 committed_at_us: None,
                 current_at_us: None,
                 whole: false,
+                quarantined: 0,
                 tables: BTreeMap::new(),
             })),
         }
@@ -129,25 +200,71 @@ impl StatusBoard {
         )
     }
 
+    /// What the life counts and the watch looks at.
+    pub(crate) fn motion(&self) -> &Motion {
+        &self.motion
+    }
+
     /// The state changed; ready only once a record says so.
     pub(crate) fn set(&self, state: State, reason: Option<String>) {
+        let mut said = self.said.write().unwrap_or_else(PoisonError::into_inner);
+        (said.state, said.reason) = (state, reason);
+        self.show(&said);
+    }
+
+    /// Another try: until it succeeds, why the last one failed stays said.
+    pub(crate) fn connecting(&self) {
+        let mut said = self.said.write().unwrap_or_else(PoisonError::into_inner);
+        if said.state != State::Connecting {
+            (said.state, said.reason) = (State::Connecting, None);
+        }
+        self.show(&said);
+    }
+
+    /// Nothing moves that should, or it moves again.
+    pub(crate) fn stalled(&self, sentence: Option<String>) {
+        let mut said = self.said.write().unwrap_or_else(PoisonError::into_inner);
+        if said.stall != sentence {
+            said.stall = sentence;
+            self.show(&said);
+        }
+    }
+
+    fn show(&self, said: &Said) {
+        let (state, reason) = match &said.stall {
+            Some(stall) => (State::Stalled, Some(stall.clone())),
+            None => (said.state, said.reason.clone()),
+        };
         let ready = matches!(state, State::Streaming | State::Reading) && self.read().whole;
         if ready {
             self.health.ready();
         } else {
-            self.health.not_ready(reason.clone().unwrap_or_else(|| {
-                match state {
-                    State::Connecting => "connecting",
-                    State::WaitingForLock => "another connector of this source leads",
-                    State::Reading => "tables are being read",
-                    State::Streaming => "the first table read is not complete",
-                }
-                .to_owned()
-            }));
+            let reason = reason.clone();
+            self.health
+                .not_ready(reason.unwrap_or_else(|| state.sentence().to_owned()));
+        }
+        let healthy = !matches!(state, State::Connecting | State::Stalled);
+        gauge!(names::HEALTHY).set(if healthy { 1.0 } else { 0.0 });
+        for one in State::ALL {
+            gauge!(names::STATE, "state" => one.name()).set(if one == state { 1.0 } else { 0.0 });
         }
         let mut status = self.status.write().unwrap_or_else(PoisonError::into_inner);
-        status.state = state;
-        status.reason = reason;
+        (status.state, status.reason) = (state, reason);
+    }
+
+    /// What grows by itself, each second.
+    pub(crate) fn tick(&self) {
+        if let Some(at_us) = self.read().current_at_us {
+            let age_us = now_us().saturating_sub(at_us).max(0);
+            gauge!(names::LAG_MS).set(precise(age_us.unsigned_abs()) / 1e3);
+        }
+    }
+
+    /// A change went to quarantine.
+    pub(crate) fn quarantined(&self, table: &str, reason: &'static str) {
+        counter!(names::QUARANTINED, "table" => table.to_owned(), "reason" => reason).increment(1);
+        let mut status = self.status.write().unwrap_or_else(PoisonError::into_inner);
+        status.quarantined += 1;
     }
 
     /// A record was committed.
@@ -219,6 +336,11 @@ fn precise(value: u64) -> f64 {
 
 fn describe() {
     describe_counter!(names::EVENTS, Unit::Count, "records sent to tables' topics");
+    describe_counter!(
+        names::QUARANTINED,
+        Unit::Count,
+        "changes that went to quarantine"
+    );
     describe_counter!(names::RECORDS, Unit::Count, "checkpoint records committed");
     describe_counter!(names::LIVES, Unit::Count, "takeovers begun");
     describe_counter!(names::READS, Unit::Count, "reads of the source");
@@ -236,4 +358,14 @@ fn describe() {
         "sent, not known to be visible"
     );
     describe_gauge!(names::BUFFERED, Unit::Bytes, "received and not yet handled");
+    describe_gauge!(names::HEALTHY, "1: streams, reads or stands by");
+    describe_gauge!(names::STATE, "1 for the state it is in");
+    describe_gauge!(
+        names::LAG_MS,
+        Unit::Milliseconds,
+        "since last known current"
+    );
+    describe_gauge!(names::STALLED, Unit::Seconds, "nothing moves that should");
+    describe_counter!(names::STALLS, Unit::Count, "stalls begun");
+    describe_counter!(names::RETRIES, Unit::Count, "lives that ended in an error");
 }

@@ -54,6 +54,9 @@ pub struct Checkpoint {
     pub wal_end: Lsn,
     /// Per topic and partition the offset after the last event that this record covers.
     pub offsets: Offsets,
+    /// Likewise of `<source>.quarantine`, apart because no row stands there.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub quarantine: BTreeMap<i32, i64>,
     /// Per table (`schema.name`) what the topics know of it.
     pub tables: BTreeMap<String, TableState>,
 }

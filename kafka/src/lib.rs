@@ -11,6 +11,7 @@ pub mod follower;
 pub mod lsn;
 mod partition;
 pub mod producer;
+pub mod quarantine;
 pub mod topic;
 
 pub use checkpoint::{Checkpoint, Offsets, Position, TableState};

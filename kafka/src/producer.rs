@@ -287,6 +287,13 @@ impl Producer {
         .await
     }
 
+    /// The largest record that [`Producer::send`] takes, key and value, bytes. A larger one is
+    /// refused before anything is sent, and leaves the producer as it was.
+    #[must_use]
+    pub fn record_bytes_max(&self) -> usize {
+        self.record_bytes_max - RECORD_OVERHEAD
+    }
+
     /// Events sent since the last commit.
     #[must_use]
     pub fn events_in_transaction(&self) -> usize {
@@ -326,7 +333,7 @@ impl Producer {
             return Err(ProducerError::TooLarge {
                 topic: topic.to_owned(),
                 bytes,
-                max: self.record_bytes_max - RECORD_OVERHEAD,
+                max: self.record_bytes_max(),
             });
         }
         if !self.in_transaction {

@@ -34,6 +34,10 @@ const CHECKPOINTS_KEPT_MS: i64 = 60 * 60 * 1000;
 const CHECKPOINT_SEGMENT_MS: i64 = 10 * 60 * 1000;
 const CHECKPOINT_SEGMENT_BYTES: i64 = 64 << 20;
 
+/// What is in quarantine is kept so long, where a new topic is made: somebody has to look at it,
+/// and may be on holiday.
+const QUARANTINED_KEPT_MS: i64 = 90 * 24 * 60 * 60 * 1000;
+
 /// How long a new topic may take until each partition has a leader.
 const LEADERS_WAIT_MAX: Duration = Duration::from_secs(30);
 const LEADERS_WAIT: Duration = Duration::from_millis(20);
@@ -48,6 +52,12 @@ pub fn table(config: &KafkaConfig, source: &str, schema: &str, table: &str) -> S
 #[must_use]
 pub fn checkpoint(config: &KafkaConfig, source: &str) -> String {
     format!("{}{source}.checkpoint", config.topic_prefix)
+}
+
+/// `<prefix><source>.quarantine`.
+#[must_use]
+pub fn quarantine(config: &KafkaConfig, source: &str) -> String {
+    format!("{}{source}.quarantine", config.topic_prefix)
 }
 
 /// `<prefix><source>.connector`: whoever calls itself so fences every older one.
@@ -150,12 +160,27 @@ impl Must {
 enum Kind {
     Table,
     Checkpoint,
+    Quarantine,
+}
+
+impl Kind {
+    /// Its number of partitions; none: what the configuration says, and fixed by what is there.
+    fn partitions(self) -> Option<i32> {
+        match self {
+            Self::Table => None,
+            Self::Checkpoint | Self::Quarantine => Some(1),
+        }
+    }
 }
 
 /// The settings that a topic must have.
 fn required(config: &KafkaConfig, kind: Kind) -> Vec<(&'static str, Must)> {
+    let policy = match kind {
+        Kind::Table | Kind::Checkpoint => "compact",
+        Kind::Quarantine => "delete",
+    };
     let mut settings = vec![
-        ("cleanup.policy", Must::Be("compact")),
+        ("cleanup.policy", Must::Be(policy)),
         ("message.timestamp.type", Must::Be("LogAppendTime")),
         ("unclean.leader.election.enable", Must::Be("false")),
         (
@@ -172,11 +197,11 @@ fn required(config: &KafkaConfig, kind: Kind) -> Vec<(&'static str, Must)> {
                 "max.compaction.lag.ms",
                 Must::BeAtMost(lateness * CLEANED_AFTER.0 / CLEANED_AFTER.1),
             ),
-            (
-                "max.message.bytes",
-                Must::BeAtLeast(client::RECORD_BYTES_MAX as i64),
-            ),
         ]);
+    }
+    if kind != Kind::Checkpoint {
+        let bytes_max = Must::BeAtLeast(client::RECORD_BYTES_MAX as i64);
+        settings.push(("max.message.bytes", bytes_max));
     }
     settings
 }
@@ -185,6 +210,7 @@ fn required(config: &KafkaConfig, kind: Kind) -> Vec<(&'static str, Must)> {
 fn suggested(config: &KafkaConfig, kind: Kind) -> Vec<(&'static str, i64)> {
     match kind {
         Kind::Table => vec![],
+        Kind::Quarantine => vec![("retention.ms", QUARANTINED_KEPT_MS)],
         Kind::Checkpoint => vec![
             (
                 "min.compaction.lag.ms",
@@ -286,9 +312,26 @@ impl Topics {
     /// [`TopicError::Wrong`] lists every deviation of every topic; others tell of the first
     /// thing that Kafka refused.
     pub async fn ensure(&self, tables: &[String], checkpoint: &str) -> Result<(), TopicError> {
+        let tables = tables.iter().map(|table| (table.as_str(), Kind::Table));
+        self.ensure_all(tables.chain([(checkpoint, Kind::Checkpoint)]))
+            .await
+    }
+
+    /// Likewise for a source's quarantine.
+    ///
+    /// # Errors
+    /// As [`Topics::ensure`].
+    pub async fn ensure_quarantine(&self, topic: &str) -> Result<(), TopicError> {
+        self.ensure_all([(topic, Kind::Quarantine)].into_iter())
+            .await
+    }
+
+    async fn ensure_all<'t>(
+        &self,
+        topics: impl Iterator<Item = (&'t str, Kind)>,
+    ) -> Result<(), TopicError> {
         let mut sentences = Vec::new();
-        let topics = tables.iter().map(|table| (table.as_str(), Kind::Table));
-        for (topic, kind) in topics.chain([(checkpoint, Kind::Checkpoint)]) {
+        for (topic, kind) in topics {
             let settings = match self.describe(topic).await? {
                 Some(settings) => settings,
                 None => {
@@ -404,10 +447,7 @@ impl Topics {
                 .into_iter()
                 .map(|(name, value)| (name, value.to_string())),
         );
-        let partitions = match kind {
-            Kind::Table => self.config.partitions,
-            Kind::Checkpoint => 1,
-        };
+        let partitions = kind.partitions().unwrap_or(self.config.partitions);
         let mut new = NewTopic::new(
             topic,
             partitions,
@@ -495,11 +535,10 @@ mod tests {
         fn what_a_new_topic_gets_is_what_the_check_demands(
             lateness in 1000..10 * LATENESS_MAX_MS,
             replicas in 1..9_i32,
-            is_table: bool,
+            kind in prop::sample::select(vec![Kind::Table, Kind::Checkpoint, Kind::Quarantine]),
         ) {
             let mut config = KafkaConfig::new("broker:9092", replicas);
             config.lateness_max_ms = lateness;
-            let kind = if is_table { Kind::Table } else { Kind::Checkpoint };
             let required = required(&config, kind);
             let made: std::collections::BTreeMap<_, _> = required
                 .iter()

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use kafka::checkpoint::{Read, Reconcile};
 use kafka::event::{Envelope, Op, Source};
+use kafka::quarantine::{Quarantined, Reason, Sent};
 use kafka::{Checkpoint, Lsn, TableState};
 use proptest::prelude::*;
 use serde_json::json;
@@ -37,6 +38,7 @@ fn a_checkpoint_is_written_as_ever() {
             "sales.public.sls_order".to_owned(),
             BTreeMap::from([(0, 17), (3, 4)]),
         )]),
+        quarantine: BTreeMap::from([(0, 2)]),
         tables: BTreeMap::from([
             ("public.first".to_owned(), read(Read::First)),
             (
@@ -48,6 +50,40 @@ fn a_checkpoint_is_written_as_ever() {
     };
     insta::assert_json_snapshot!("checkpoint", record);
     assert!(!record.is_whole());
+}
+
+/// As the version before quarantine and definitions wrote it.
+#[test]
+fn a_checkpoint_of_an_older_version_is_understood() {
+    let written = r#"{"epoch":5,"system_identifier":"7","timeline":1,"position":"0/10",
+        "reach":"0/10","committed_at_us":null,"current_at_us":null,"wal_end":"0/10",
+        "offsets":{"sales.public.a":{"0":1}},
+        "tables":{"public.a":{"columns":["id"],"target":["id"],"read":"done"}}}"#;
+    let record: Checkpoint = serde_json::from_str(written).unwrap();
+    assert!(record.is_whole());
+    assert!(record.quarantine.is_empty());
+}
+
+#[test]
+fn what_is_in_quarantine_is_written_as_ever() {
+    let quarantined = Quarantined {
+        table: "public.photo".to_owned(),
+        op: Op::Update,
+        key: Some(json!({"id": 5})),
+        reason: Reason::TooLarge,
+        detail: "the event has 20971520 bytes".to_owned(),
+        sent: Sent::Nothing,
+        lsn: Lsn(0x1_0000_2A3C),
+        xid: Some(771),
+        ts_us: 1_763_900_001_000_001,
+        columns: columns(&["id", "photo"]),
+        bytes: 20_971_500,
+        part: 1,
+        parts: 5,
+        cut: false,
+        raw: "AAI=".to_owned(),
+    };
+    insta::assert_json_snapshot!("quarantined", quarantined);
 }
 
 #[test]
@@ -112,6 +148,7 @@ prop_compose! {
             prop::collection::btree_map(0..9_i32, 0..i64::MAX, 0..3),
             0..3,
         ),
+        quarantine in prop::collection::btree_map(0..2_i32, 0..i64::MAX, 0..2),
         tables in prop::collection::btree_map("[a-z.]{1,9}", any_state(), 0..3),
     ) -> Checkpoint {
         Checkpoint {
@@ -124,6 +161,7 @@ prop_compose! {
             current_at_us: times.1,
             wal_end: Lsn(wal_end),
             offsets,
+            quarantine,
             tables,
         }
     }

@@ -220,6 +220,7 @@ pub(crate) fn record(position: u64, reach: u64, offsets: Offsets) -> Checkpoint 
         current_at_us: None,
         wal_end: Lsn(position),
         offsets,
+        quarantine: BTreeMap::new(),
         tables: BTreeMap::from([("public.item".to_owned(), known)]),
     }
 }

@@ -1,6 +1,6 @@
 """A consumer that knows nothing of us but the documentation: it reads every topic of a prefix,
 read committed, from the first offset to the end, and rebuilds each table from Debezium's
-envelopes.
+envelopes. What is in quarantine is no table's row.
 
     rebuild.py BOOTSTRAP PREFIX     prints {topic without prefix: {key: row}} as JSON
 """
@@ -25,7 +25,7 @@ def rebuild(bootstrap, prefix):
     })
     topics = {
         name: topic for name, topic in consumer.list_topics(timeout=30).topics.items()
-        if name.startswith(prefix)
+        if name.startswith(prefix) and not name.endswith(".quarantine")
     }
     partitions = [
         TopicPartition(name, partition, 0)

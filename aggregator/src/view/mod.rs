@@ -9,6 +9,7 @@
 //! once.
 
 mod customers;
+pub(crate) mod drift;
 mod fence;
 mod inputs;
 mod orders;
@@ -17,7 +18,7 @@ mod products;
 mod quarantine;
 mod rebuild;
 mod reduce;
-mod resource;
+pub(crate) mod resource;
 mod statements;
 mod touched;
 mod transactions;

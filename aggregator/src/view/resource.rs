@@ -70,11 +70,74 @@ impl Resource {
     }
 
     fn merge(&self, touched: &str, known: &Known) -> String {
+        let list = |prefix: &str| join(self.owned().map(|name| format!("{prefix}{name}")));
+        format!(
+            "WITH touched AS ({touched}), computed AS ({computed})
+            MERGE INTO {table} AS r
+            USING ({should_be}) AS s ON r.id = s.id
+            WHEN MATCHED AND NOT s.present THEN DELETE
+            WHEN MATCHED AND ({current}) IS DISTINCT FROM ({should}) THEN
+                UPDATE SET {set}, revision = $1
+            WHEN NOT MATCHED AND s.present THEN
+                INSERT (id, {columns}, revision) VALUES (s.id, {should}, $1)",
+            table = self.table,
+            computed = self.computed(known),
+            should_be = self.should_be(known),
+            current = list("r."),
+            should = list("s."),
+            set = join(self.owned().map(|name| format!("{name} = s.{name}"))),
+            columns = list(""),
+        )
+    }
+
+    /// Of the keys above `after` and up to `end` (none: all above) those whose row is not what
+    /// the mirrors say: key, what differs.
+    pub(super) fn differences_sql(&self, known: &Known, after: i64, end: Option<i64>) -> String {
+        let upper = end.map_or(String::new(), |end| format!(" AND id <= {end}"));
+        let range = format!("id > {after}{upper}");
+        let differs = self
+            .owned()
+            .map(|name| format!("CASE WHEN r.{name} IS DISTINCT FROM s.{name} THEN '{name}' END"));
+        let list = |prefix: &str| join(self.owned().map(|name| format!("{prefix}{name}")));
+        format!(
+            "WITH touched AS (SELECT id FROM ({all}) AS a WHERE {range}),
+            computed AS ({computed}), should AS ({should_be})
+            SELECT s.id, CASE
+                WHEN r.id IS NULL THEN '{{missing}}'::text[]
+                WHEN NOT s.present THEN '{{surplus}}'
+                ELSE array_remove(ARRAY[{differs}], NULL)
+            END
+            FROM should AS s LEFT JOIN {table} AS r ON r.id = s.id
+            WHERE (s.present <> (r.id IS NOT NULL))
+                OR (s.present AND ({current}) IS DISTINCT FROM ({should}))
+            ORDER BY s.id",
+            all = self.all,
+            computed = self.computed(known),
+            should_be = self.should_be(known),
+            differs = join(differs),
+            table = self.table,
+            current = list("r."),
+            should = list("s."),
+        )
+    }
+
+    /// The columns that follow from the mirrors, but for the id.
+    fn owned(&self) -> impl Iterator<Item = &'static str> {
+        let columns = self.columns.iter().map(|column| column.name);
+        columns.chain(["unknown", "degraded"])
+    }
+
+    fn computed(&self, known: &Known) -> String {
         let mut computed = self.computed.to_owned();
         for source in crate::SOURCES {
             let flag = known.contains(source).to_string();
             computed = computed.replace(&format!("{{{source}}}"), &flag);
         }
+        computed
+    }
+
+    /// What the rows of `computed` are, where some sources are not known.
+    fn should_be(&self, known: &Known) -> String {
         let values = self.columns.iter().map(|column| {
             if column.is_known(known) {
                 format!("c.{}", column.name)
@@ -82,28 +145,11 @@ impl Resource {
                 format!("NULL::{} AS {}", column.sql, column.name)
             }
         });
-        let names = || self.columns.iter().map(|column| column.name);
-        let owned = || names().chain(["unknown", "degraded"]);
-        let list = |prefix: &str| join(owned().map(|name| format!("{prefix}{name}")));
         format!(
-            "WITH touched AS ({touched}), computed AS ({computed})
-            MERGE INTO {table} AS r
-            USING (
-                SELECT c.id, c.present, {values}, '{{{unknown}}}'::text[] AS unknown, c.degraded
-                FROM computed AS c
-            ) AS s ON r.id = s.id
-            WHEN MATCHED AND NOT s.present THEN DELETE
-            WHEN MATCHED AND ({current}) IS DISTINCT FROM ({should}) THEN
-                UPDATE SET {set}, revision = $1
-            WHEN NOT MATCHED AND s.present THEN
-                INSERT (id, {columns}, revision) VALUES (s.id, {should}, $1)",
-            table = self.table,
+            "SELECT c.id, c.present, {values}, '{{{unknown}}}'::text[] AS unknown, c.degraded
+            FROM computed AS c",
             values = join(values),
             unknown = self.unknown(known).join(","),
-            current = list("r."),
-            should = list("s."),
-            set = join(owned().map(|name| format!("{name} = s.{name}"))),
-            columns = list(""),
         )
     }
 

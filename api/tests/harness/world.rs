@@ -353,6 +353,7 @@ impl Feed {
             current_at_us: None,
             wal_end: Lsn(self.lsn),
             offsets: self.offsets.clone(),
+            quarantine: std::collections::BTreeMap::new(),
             tables: TABLES
                 .iter()
                 .map(|table| (format!("public.{table}"), known.clone()))

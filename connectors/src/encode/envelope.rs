@@ -42,6 +42,17 @@ pub enum Value<'a> {
     Absent,
 }
 
+impl Value<'_> {
+    /// Of its text.
+    #[must_use]
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Null | Self::Absent => 0,
+        }
+    }
+}
+
 /// Was the event seen by a table read?
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Snapshot {
@@ -134,14 +145,17 @@ impl SourceBlock {
 }
 
 /// Writes a row as a JSON object.
+///
+/// # Errors
+/// The place of the first value that is no text.
 pub fn write_row<'a>(
     out: &mut Vec<u8>,
     columns: &[Column],
     values: impl Iterator<Item = Value<'a>>,
-) {
+) -> Result<(), usize> {
     out.push(b'{');
     let mut first = true;
-    for (column, value) in columns.iter().zip(values) {
+    for (place, (column, value)) in columns.iter().zip(values).enumerate() {
         let text = match value {
             Value::Absent => continue,
             Value::Null => None,
@@ -151,9 +165,21 @@ pub fn write_row<'a>(
             out.push(b',');
         }
         out.extend_from_slice(&column.name);
-        value::write(out, column.kind, text);
+        value::write(out, column.kind, text).map_err(|value::NotUtf8| place)?;
     }
     out.push(b'}');
+    Ok(())
+}
+
+/// Writes columns of which each value is known to be text, between the brackets of an object.
+pub fn write_known<'a>(out: &mut Vec<u8>, values: impl Iterator<Item = (&'a Column, &'a str)>) {
+    for (number, (column, text)) in values.enumerate() {
+        if number > 0 {
+            out.push(b',');
+        }
+        out.extend_from_slice(&column.name);
+        value::write_text(out, column.kind, text);
+    }
 }
 
 /// Writes a whole event; `before` and `after` are rows in JSON.
@@ -250,7 +276,10 @@ mod tests {
         ];
         let mut out = Vec::new();
         let values = [Value::Absent, Value::Null, Value::Text(b"2.50")];
-        write_row(&mut out, &columns, values.into_iter());
+        write_row(&mut out, &columns, values.into_iter()).unwrap();
         assert_eq!(out, br#"{"odd \"name\"":null,"price":"2.50"}"#);
+        let values = [Value::Absent, Value::Text(b"\xc8"), Value::Null];
+        let refused = write_row(&mut Vec::new(), &columns, values.into_iter());
+        assert_eq!(refused, Err(1));
     }
 }

@@ -13,7 +13,7 @@ pub struct KeyColumn {
 }
 
 /// Writes the key of a row from the text of its key columns.
-pub fn write<'a>(out: &mut Vec<u8>, columns: &[KeyColumn], texts: impl Iterator<Item = &'a [u8]>) {
+pub fn write<'a>(out: &mut Vec<u8>, columns: &[KeyColumn], texts: impl Iterator<Item = &'a str>) {
     out.push(b'{');
     for (number, (column, text)) in columns.iter().zip(texts).enumerate() {
         if number > 0 {
@@ -21,7 +21,7 @@ pub fn write<'a>(out: &mut Vec<u8>, columns: &[KeyColumn], texts: impl Iterator<
         }
         write_string(out, &column.name);
         out.push(b':');
-        value::write(out, column.kind, Some(text));
+        value::write_text(out, column.kind, text);
     }
     out.push(b'}');
 }
@@ -56,7 +56,7 @@ mod tests {
     fn columns_stand_in_index_order() {
         let columns = [column("b", Kind::Text), column("a", Kind::Integer)];
         let mut out = Vec::new();
-        write(&mut out, &columns, [&b"x\"y"[..], b"5"].into_iter());
+        write(&mut out, &columns, ["x\"y", "5"].into_iter());
         assert_eq!(out, br#"{"b":"x\"y","a":5}"#);
     }
 
@@ -81,7 +81,7 @@ mod tests {
             let columns = [column("id", Kind::Integer), column("name", Kind::Text)];
             let mut out = Vec::new();
             let texts = [id.to_string(), name];
-            write(&mut out, &columns, texts.iter().map(String::as_bytes));
+            write(&mut out, &columns, texts.iter().map(String::as_str));
             prop_assert_eq!(parse(&columns, &out), Some(texts.to_vec()));
         }
     }

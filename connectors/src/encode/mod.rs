@@ -5,6 +5,8 @@
 //! ([`value::write`]) turns that text into JSON, so a row cannot differ by where it came from.
 //! Nothing goes through a value tree: rows are written into a buffer.
 //!
+//! A value that is no UTF-8 cannot stand in JSON: its row is [`EncodeError`]'s, never distorted.
+//!
 //! What has no better form is sent as PostgreSQL's text, also a value that its type's form
 //! cannot hold (`infinity`, `NaN`): nothing vanishes for being odd.
 
@@ -13,9 +15,33 @@ pub mod key;
 mod time;
 pub mod value;
 
+use kafka::quarantine::Reason;
+
 pub use envelope::{Origin, Snapshot, SourceBlock};
 pub use key::KeyColumn;
 pub use value::Kind;
+
+/// Why no event can be made of a row. Quotes no value.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EncodeError {
+    #[error("its value of column {column} is not valid UTF-8")]
+    NotUtf8 { column: String },
+    #[error("its event has {bytes} bytes or more, and a record at most {max}")]
+    TooLarge { bytes: usize, max: usize },
+    #[error("the source did not tell its key: column {column} has no value")]
+    NoKey { column: String },
+}
+
+impl EncodeError {
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::NotUtf8 { .. } => Reason::NotUtf8,
+            Self::TooLarge { .. } => Reason::TooLarge,
+            Self::NoKey { .. } => Reason::NoKey,
+        }
+    }
+}
 
 /// Writes a JSON string.
 pub(crate) fn write_string(out: &mut Vec<u8>, text: &str) {

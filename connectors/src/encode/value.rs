@@ -2,7 +2,6 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use std::borrow::Cow;
 use std::io::Write as _;
 
 use super::{time, write_string};
@@ -73,31 +72,43 @@ impl Kind {
     }
 }
 
+/// A value is no text: JSON cannot hold it. PostgreSQL checks what comes in, but damaged and very
+/// old databases hold such values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a value is not valid UTF-8")]
+pub struct NotUtf8;
+
 /// Writes a value, none being NULL.
-pub fn write(out: &mut Vec<u8>, kind: Kind, text: Option<&[u8]>) {
-    let Some(bytes) = text else {
-        out.extend_from_slice(b"null");
-        return;
-    };
-    // A database in SQL_ASCII may hold bytes that are no text; JSON cannot.
-    let text: Cow<'_, str> = String::from_utf8_lossy(bytes);
+///
+/// # Errors
+/// Where it is no text; then nothing is written.
+pub fn write(out: &mut Vec<u8>, kind: Kind, text: Option<&[u8]>) -> Result<(), NotUtf8> {
+    match text {
+        None => out.extend_from_slice(b"null"),
+        Some(bytes) => write_text(out, kind, std::str::from_utf8(bytes).map_err(|_| NotUtf8)?),
+    }
+    Ok(())
+}
+
+/// Writes a value that is not NULL.
+pub fn write_text(out: &mut Vec<u8>, kind: Kind, text: &str) {
     let written = match kind {
-        Kind::Bool => bool_json(&text).map(|json| out.extend_from_slice(json)),
-        Kind::Integer => is_integer(&text).then(|| out.extend_from_slice(bytes)),
-        Kind::Float => is_number(&text).then(|| out.extend_from_slice(bytes)),
-        Kind::Date => time::date_days(&text).map(|days| number(out, days)),
-        Kind::Timestamp => time::timestamp_us(&text).map(|us| number(out, us)),
+        Kind::Bool => bool_json(text).map(|json| out.extend_from_slice(json)),
+        Kind::Integer => is_integer(text).then(|| out.extend_from_slice(text.as_bytes())),
+        Kind::Float => is_number(text).then(|| out.extend_from_slice(text.as_bytes())),
+        Kind::Date => time::date_days(text).map(|days| number(out, days)),
+        Kind::Timestamp => time::timestamp_us(text).map(|us| number(out, us)),
         Kind::TimestampMillis => {
-            time::timestamp_us(&text).map(|us| number(out, us.div_euclid(1000)))
+            time::timestamp_us(text).map(|us| number(out, us.div_euclid(1000)))
         }
-        Kind::TimestampTz => time::timestamp_us(&text)
+        Kind::TimestampTz => time::timestamp_us(text)
             .and_then(time::iso_text)
             .map(|iso| write_string(out, &iso)),
-        Kind::Bytes => unhex(&text).map(|raw| write_string(out, &BASE64.encode(raw))),
+        Kind::Bytes => unhex(text).map(|raw| write_string(out, &BASE64.encode(raw))),
         Kind::Numeric | Kind::Uuid | Kind::Text | Kind::Other => None,
     };
     if written.is_none() {
-        write_string(out, &text);
+        write_string(out, text);
     }
 }
 
@@ -177,7 +188,7 @@ mod tests {
 
     fn json(kind: Kind, text: &str) -> String {
         let mut out = Vec::new();
-        write(&mut out, kind, Some(text.as_bytes()));
+        write(&mut out, kind, Some(text.as_bytes())).unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -237,10 +248,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_text_is_refused_and_leaves_nothing() {
+        for kind in KINDS {
+            let mut out = Vec::new();
+            assert_eq!(write(&mut out, kind, Some(b"a\xc8")), Err(NotUtf8));
+            assert!(out.is_empty());
+        }
+    }
+
+    #[test]
     fn null_is_null_whatever_the_kind() {
         for kind in KINDS {
             let mut out = Vec::new();
-            write(&mut out, kind, None);
+            write(&mut out, kind, None).unwrap();
             assert_eq!(out, b"null");
         }
     }

@@ -295,3 +295,37 @@ fn an_epoch_grows_whatever_the_clock_says() {
         assert_eq!(begun.epoch(), epoch);
     }
 }
+
+#[test]
+fn a_pulse_that_the_log_was_behind_counts_once_it_has_come_so_far() {
+    let mut progress = read_once();
+    progress.current(Lsn(150), 1);
+    progress.current(Lsn(170), 2);
+    progress.current(Lsn(200), 3);
+    let known = |progress: &mut Progress| progress.record().current_at_us;
+    assert_eq!(known(&mut progress), None);
+    progress.keepalive(Lsn(160));
+    assert_eq!(known(&mut progress), Some(1));
+    progress.begin(Lsn(165));
+    progress.commit(Lsn(165), Lsn(180), 0);
+    assert_eq!(known(&mut progress), Some(2));
+    progress.keepalive(Lsn(200));
+    assert_eq!(known(&mut progress), Some(3));
+}
+
+#[test]
+fn a_table_that_returns_to_the_configuration_is_compared_with_all_of_its_topic() {
+    let last = read_once().record();
+    let without = Progress::resume(&last, identity(), &BTreeMap::new()).record();
+    assert!(
+        without.tables.is_empty(),
+        "a table that is not streamed is forgotten"
+    );
+    let mut again = Progress::resume(&without, identity(), &tables());
+    again.add("public.t", &BTreeMap::from([(0, 7), (1, 0)]));
+    assert_eq!(state(&again).read, Read::First);
+    let (table, partition, stale) = again.next_reconcile().unwrap();
+    assert_eq!((table, partition), ("public.t", 0));
+    assert_eq!(stale, Reconcile { next: 0, end: 7 });
+    assert!(!again.record().is_whole());
+}

@@ -10,6 +10,9 @@ use super::error::{CommandError, ReplicationError};
 use super::session::{Row, Session};
 use super::stream::ReplicationStream;
 
+/// The version from which on replicas can take over logical slots.
+const FAILOVER_SLOTS_SINCE: u32 = 17;
+
 /// What IDENTIFY_SYSTEM answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SystemIdentity {
@@ -120,8 +123,14 @@ impl ReplicationClient {
         slot: &str,
         limit: Duration,
     ) -> Result<CreatedSlot, ReplicationError> {
+        // A replica that synchronizes slots has it, too, and a failover goes on with it.
+        let failover = if self.session.major_version() >= FAILOVER_SLOTS_SINCE {
+            ", FAILOVER true"
+        } else {
+            ""
+        };
         let command = format!(
-            "CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'nothing')",
+            "CREATE_REPLICATION_SLOT {} LOGICAL pgoutput (SNAPSHOT 'nothing'{failover})",
             identifier(slot)
         );
         let answer = self.session.query_or_cancel(&command, limit).await;

@@ -198,6 +198,12 @@ impl Tuple {
         self.columns == 0
     }
 
+    /// Of all its cells.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.cells.len()
+    }
+
     /// Does any cell lack its value ([`Cell::Unchanged`])?
     #[must_use]
     pub fn has_unchanged(&self) -> bool {

@@ -102,6 +102,15 @@ impl Session {
         Ok(session)
     }
 
+    /// 18 of `18.1 (Debian …)`; 0 where the server did not say.
+    pub(super) fn major_version(&self) -> u32 {
+        let digits = self.server_version.split(|c: char| !c.is_ascii_digit());
+        digits
+            .map(str::parse)
+            .find_map(Result::ok)
+            .unwrap_or_default()
+    }
+
     async fn send_startup(&mut self, config: &ReplicationConfig) -> Result<(), CommandError> {
         let postgres = &config.postgres;
         let user = postgres.get_user().unwrap_or_default();

@@ -11,7 +11,7 @@ use service::fault;
 use tokio_postgres::{SimpleQueryMessage, SimpleQueryRow};
 
 use super::view::View;
-use crate::captured::{Captured, Key};
+use crate::captured::{Captured, Change};
 use crate::encode::envelope::{Origin, Value};
 use crate::error::LifeError;
 use crate::life::Life;
@@ -132,9 +132,9 @@ impl Life<'_> {
                     fault::point("connector.in_read").await;
                 }
                 fetched += 1;
-                let key = captured.key(key_texts(captured, &row)?);
-                bytes += self.send_row(captured, &row, &key, &origin).await?;
-                last = Some(key.texts);
+                let texts = key_texts(captured, &row)?;
+                bytes += self.send_row(captured, &row, &origin).await?;
+                last = Some(texts);
             }
             rows += fetched;
             if fetched < fetch {
@@ -151,19 +151,31 @@ impl Life<'_> {
         &mut self,
         captured: &Captured,
         row: &SimpleQueryRow,
-        key: &Key,
         origin: &Origin,
     ) -> Result<usize, LifeError> {
-        let values = (0..captured.columns.len()).map(|column| match session::text(row, column) {
-            Some(text) => Value::Text(text.as_bytes()),
+        let value_at = |column| match session::value(row, column) {
+            Some(text) => Value::Text(text),
             None => Value::Null,
-        });
-        let after = captured.row(values);
-        let event = captured.event(Op::Read, None, Some(&after), origin);
-        self.delivery
-            .upsert(captured.target(), &key.json, &event, &[])
-            .await?;
-        Ok(event.len())
+        };
+        let values = (0..captured.columns.len()).map(value_at);
+        let key = captured.key_of(value_at);
+        let change = Change {
+            op: Op::Read,
+            key: &key,
+            origin,
+            text_bytes: values.clone().map(Value::bytes).sum(),
+            bytes_max: self.delivery.record_bytes_max(),
+        };
+        let encoded = captured.upsert(&change, None, values);
+        if let Some(undecodable) = &encoded.quarantined {
+            self.quarantine(captured, undecodable).await?;
+        }
+        if let (Some(event), Ok(key)) = (&encoded.event, &key) {
+            self.delivery
+                .upsert(captured.target(), &key.json, event, &[])
+                .await?;
+        }
+        Ok(encoded.event.map_or(0, |event| event.len()))
     }
 }
 

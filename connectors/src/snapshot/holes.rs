@@ -41,7 +41,8 @@ pub(crate) struct Holes {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Filled {
     Null,
-    Text(String),
+    /// As PostgreSQL has it; no UTF-8 perhaps.
+    Text(Vec<u8>),
     /// The column is gone; a RELATION message will say so.
     Dropped,
 }
@@ -192,10 +193,10 @@ impl Life<'_> {
             return Ok(Answer::NoRow);
         };
         let values = there.iter().enumerate().map(|(place, there)| {
-            match (there, session::text(&row, place)) {
+            match (there, session::value(&row, place)) {
                 (false, _) => Filled::Dropped,
                 (true, None) => Filled::Null,
-                (true, Some(text)) => Filled::Text(text.to_owned()),
+                (true, Some(text)) => Filled::Text(text.into()),
             }
         });
         Ok(Answer::Row(values.collect()))

@@ -63,28 +63,30 @@ impl SlotRow {
 }
 
 impl Control {
-    /// Connects and waits for the lock of `slot`; `waiting` is called if somebody has it.
+    /// Connects and waits for the lock of `slot`; `waiting` is called with the number of tries
+    /// each time that somebody has it.
     ///
     /// # Errors
     /// Where the source cannot be reached, or the session is lost while it waits.
     pub async fn take_lock(
         config: &tokio_postgres::Config,
         postgres: &PostgresConfig,
-        waiting: impl Fn(),
+        mut waiting: impl FnMut(u64),
     ) -> Result<Self, SourceError> {
         let timeout = Duration::from_millis(postgres.lock_timeout_ms);
         let settings = [("idle_session_timeout", format!("{}ms", timeout.as_millis()))];
-        let session = Arc::new(Session::connect(config, &settings).await?);
+        // An answer that takes longer comes to a session that has lost its lock.
+        let session = Session::connect(config, &settings).await?;
+        let session = Arc::new(session.answering_within(timeout));
         if in_force("advisory_lock") {
             let sql = format!(
                 "SELECT pg_try_advisory_lock(hashtextextended({}, 0))",
                 literal(&format!("tributary slot {}", postgres.slot))
             );
-            let mut said = false;
+            let mut tries = 0;
             while !is_true(&session.row("take the advisory lock", &sql).await?) {
-                if !std::mem::replace(&mut said, true) {
-                    waiting();
-                }
+                tries += 1;
+                waiting(tries);
                 tokio::time::sleep(LOCK_RETRY).await;
             }
         }
@@ -198,10 +200,9 @@ async fn ping(
     let _lost = lost.drop_guard();
     loop {
         tokio::time::sleep(timeout / 5).await;
-        match tokio::time::timeout(timeout, feel(&session)).await {
-            Ok(Ok(felt)) => _ = pulse.send_replace(felt),
-            Ok(Err(error)) => return tracing::warn!(%error, "the control session is lost"),
-            Err(_) => return tracing::warn!("the control session does not answer"),
+        match feel(&session).await {
+            Ok(felt) => _ = pulse.send_replace(felt),
+            Err(error) => return tracing::warn!(%error, "the control session is lost: {error}"),
         }
     }
 }

@@ -3,11 +3,15 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use service::fault::in_force;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage, SimpleQueryRow, SimpleQueryStream};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::replication::{SESSION_SETTINGS, addresses};
+
+/// For an answer, where nobody says otherwise.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 /// A query of the source failed.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +89,9 @@ fn reason(error: &tokio_postgres::Error) -> String {
 #[derive(Debug)]
 pub struct Session {
     client: Client,
+    /// A statement that is not answered within this time never will be: the connection is
+    /// half-open, or the server stands still.
+    answer_max: Duration,
     /// Aborted with the session: the server sees the connection close.
     _connection: AbortOnDropHandle<()>,
 }
@@ -133,8 +140,31 @@ impl Session {
         client.batch_execute(&sql).await.map_err(refused)?;
         Ok(Self {
             client,
+            answer_max: ANSWER_MAX,
             _connection: connection,
         })
+    }
+
+    /// The same session, with another limit for each answer.
+    #[must_use]
+    pub fn answering_within(self, answer_max: Duration) -> Self {
+        Self { answer_max, ..self }
+    }
+
+    async fn answer<T>(
+        &self,
+        doing: &'static str,
+        asked: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, SourceError> {
+        let timeout = if in_force("answers_bounded") {
+            self.answer_max
+        } else {
+            Duration::MAX
+        };
+        tokio::time::timeout(timeout, asked)
+            .await
+            .map_err(|_| SourceError::Timeout { doing, timeout })?
+            .map_err(|source| SourceError::Query { doing, source })
     }
 
     /// Rows of one statement, or of several one after the other.
@@ -146,11 +176,7 @@ impl Session {
         doing: &'static str,
         sql: &str,
     ) -> Result<Vec<SimpleQueryRow>, SourceError> {
-        let messages = self
-            .client
-            .simple_query(sql)
-            .await
-            .map_err(|source| SourceError::Query { doing, source })?;
+        let messages = self.answer(doing, self.client.simple_query(sql)).await?;
         Ok(messages
             .into_iter()
             .filter_map(|message| match message {
@@ -181,10 +207,7 @@ impl Session {
         doing: &'static str,
         sql: &str,
     ) -> Result<SimpleQueryStream, SourceError> {
-        self.client
-            .simple_query_raw(sql)
-            .await
-            .map_err(|source| SourceError::Query { doing, source })
+        self.answer(doing, self.client.simple_query_raw(sql)).await
     }
 
     /// Statements without an answer.
@@ -192,10 +215,7 @@ impl Session {
     /// # Errors
     /// Where one fails or the connection is lost.
     pub async fn execute(&self, doing: &'static str, sql: &str) -> Result<(), SourceError> {
-        self.client
-            .batch_execute(sql)
-            .await
-            .map_err(|source| SourceError::Query { doing, source })
+        self.answer(doing, self.client.batch_execute(sql)).await
     }
 }
 
@@ -217,6 +237,16 @@ pub fn get<T: std::str::FromStr>(
 #[must_use]
 pub fn text(row: &SimpleQueryRow, column: usize) -> Option<&str> {
     row.try_get(column).ok().flatten()
+}
+
+/// A column of a row as it is; none where it is NULL. The bytes of what is no UTF-8 are not to be
+/// had from a [`SimpleQueryRow`]: something stands for them that is none, either.
+#[must_use]
+pub fn value(row: &SimpleQueryRow, column: usize) -> Option<&[u8]> {
+    match row.try_get(column) {
+        Ok(text) => text.map(str::as_bytes),
+        Err(_) => Some(b"\xff"),
+    }
 }
 
 /// A string constant.

@@ -18,6 +18,7 @@ use crate::error::LifeError;
 use crate::life::Life;
 use crate::replication::{ReplicationEvent, ReplicationMessage};
 use crate::status::names;
+use crate::watch::Activity;
 
 pub(crate) use transaction::Transaction;
 
@@ -34,7 +35,9 @@ impl Life<'_> {
                 return self.record_if_any().await;
             }
             if self.progress.wants_read() && Instant::now() >= self.read_again_at {
+                self.status.motion().begin(Activity::ReadingTables);
                 self.read_some().await?;
+                self.status.motion().begin(Activity::Streaming);
             }
             let event = match self.stream.try_next()? {
                 Some(event) => event,
@@ -58,6 +61,9 @@ impl Life<'_> {
             return Ok(None);
         }
         let deadline = tokio::time::Instant::from_std(self.deadline());
+        let flushed = self.pulse.borrow().flushed;
+        let motion = self.status.motion();
+        motion.round(self.feedback.received(), flushed);
         tokio::select! {
             event = self.stream.next() => return Ok(Some(event?)),
             () = tokio::time::sleep_until(deadline) => {}
@@ -74,6 +80,9 @@ impl Life<'_> {
 
     async fn handle(&mut self, event: ReplicationEvent) -> Result<(), LifeError> {
         let lsn = event.wal_start;
+        if !matches!(event.message, ReplicationMessage::Keepalive { .. }) {
+            self.status.motion().handled();
+        }
         match event.message {
             ReplicationMessage::Begin {
                 final_lsn,
@@ -127,8 +136,10 @@ impl Life<'_> {
         if self.pulse.has_changed().unwrap_or(false) {
             self.feel();
         }
-        let offsets = self.delivery.delivered().await?;
+        self.status.motion().begin(Activity::Recording);
+        let (offsets, quarantine) = self.delivery.delivered().await?;
         self.progress.delivered(offsets);
+        self.progress.quarantined(quarantine);
         let record = self.progress.record();
         if !in_force("feedback_after_commit") {
             self.feedback.confirm(record.position);
@@ -141,6 +152,7 @@ impl Life<'_> {
         self.recorded_at = Instant::now();
         self.recorded = record.position;
         self.status.recorded(&record, self.waits_for());
+        self.status.motion().begin(Activity::Streaming);
         Ok(())
     }
 

@@ -6,7 +6,8 @@ use kafka::Lsn;
 use kafka::event::Op;
 use service::fault::in_force;
 
-use crate::captured::{Captured, Key};
+use crate::captured::{Captured, Change, Encoded, Key};
+use crate::encode::EncodeError;
 use crate::encode::envelope::{Origin, Snapshot, Value};
 use crate::error::LifeError;
 use crate::life::Life;
@@ -95,14 +96,18 @@ impl Life<'_> {
         let Some((captured, transaction)) = self.expect_change(relation).await? else {
             return Ok(());
         };
-        let key = key_of(&captured, &new, None)?;
-        let after = new_json(&captured, &new, &Vec::new());
-        let event = captured.event(Op::Create, None, Some(&after), &transaction.origin(lsn));
-        self.delivery
-            .upsert(captured.target(), &key.json, &event, &[])
-            .await?;
+        let key = key_of(&captured, &new, None);
+        let change = Change {
+            op: Op::Create,
+            key: &key,
+            origin: &transaction.origin(lsn),
+            text_bytes: new.bytes(),
+            bytes_max: self.delivery.record_bytes_max(),
+        };
+        let encoded = captured.upsert(&change, None, new.cells().map(value_of));
+        self.send_upsert(&captured, &key, encoded, &[]).await?;
         self.holes
-            .touch(captured.oid, transaction.wide_xid, std::iter::once(&key));
+            .touch(captured.oid, transaction.wide_xid, key.iter());
         Ok(())
     }
 
@@ -115,14 +120,12 @@ impl Life<'_> {
         let Some((captured, transaction)) = self.expect_change(relation).await? else {
             return Ok(());
         };
-        let key = key_of(&captured, old.tuple(), None)?;
-        let before = old_json(&captured, &old);
-        let event = captured.event(Op::Delete, Some(&before), None, &transaction.origin(lsn));
-        self.delivery
-            .delete(captured.target(), &key.json, &event, &[])
+        let key = key_of(&captured, old.tuple(), None);
+        let origin = transaction.origin(lsn);
+        self.send_delete(&captured, &key, &old, &origin, &[])
             .await?;
         self.holes
-            .touch(captured.oid, transaction.wide_xid, std::iter::once(&key));
+            .touch(captured.oid, transaction.wide_xid, key.iter());
         Ok(())
     }
 
@@ -137,56 +140,98 @@ impl Life<'_> {
             return Ok(());
         };
         let origin = transaction.origin(lsn);
-        let key = key_of(&captured, &new, old.as_ref().map(OldRow::tuple))?;
-        let old_key = match &old {
-            Some(old) => Some(key_of(&captured, old.tuple(), None)?),
-            None => None,
-        };
+        let key = key_of(&captured, &new, old.as_ref().map(OldRow::tuple));
         // With REPLICA IDENTITY FULL an old key comes with every update.
-        let old_key = old_key.filter(|old| old.json != key.json);
-        let fillings = self
-            .fillings(
-                &captured,
-                &transaction,
-                &new,
-                old.as_ref(),
-                &key,
-                old_key.is_some(),
-            )
-            .await?;
+        let old_key = old
+            .as_ref()
+            .map(|old| key_of(&captured, old.tuple(), None))
+            .filter(|old| json_of(old) != json_of(&key));
+        let fillings = match &key {
+            Ok(key) => {
+                let (old, key_changed) = (old.as_ref(), old_key.is_some());
+                self.fillings(&captured, &transaction, &new, old, key, key_changed)
+                    .await?
+            }
+            Err(_) => Some(Vec::new()),
+        };
         if let (Some(old), Some(old_key)) = (&old, &old_key) {
-            let before = old_json(&captured, old);
-            let event = captured.event(Op::Delete, Some(&before), None, &origin);
-            let headers: [(&str, &[u8]); 1] = [(NEW_KEY, &key.json)];
-            self.delivery
-                .delete(captured.target(), &old_key.json, &event, &headers)
+            let header = json_of(&key).map(|key| (NEW_KEY, key));
+            self.send_delete(&captured, old_key, old, &origin, header.as_slice())
                 .await?;
         }
         // None: the row has gone since, and its delete will come.
         if let Some(fillings) = fillings {
-            let after = new_json(&captured, &new, &fillings);
-            let (event, header) = match &old_key {
-                Some(old) => (
-                    captured.event(Op::Create, None, Some(&after), &origin),
-                    Some((OLD_KEY, &old.json[..])),
-                ),
-                None => {
-                    let before = match &old {
-                        Some(old @ OldRow::Full(_)) => Some(old_json(&captured, old)),
-                        Some(OldRow::Key(_)) | None => None,
-                    };
-                    let event =
-                        captured.event(Op::Update, before.as_deref(), Some(&after), &origin);
-                    (event, None)
+            let before = match &old {
+                Some(OldRow::Full(old)) if old_key.is_none() => {
+                    Some(captured.row(old.cells().map(value_of)))
                 }
+                _ => None,
             };
-            self.delivery
-                .upsert(captured.target(), &key.json, &event, header.as_slice())
+            let (op, header) = match &old_key {
+                Some(old) => (Op::Create, json_of(old).map(|old| (OLD_KEY, old))),
+                None => (Op::Update, None),
+            };
+            let change = Change {
+                op,
+                key: &key,
+                origin: &origin,
+                text_bytes: new.bytes() + bytes_of(&fillings),
+                bytes_max: self.delivery.record_bytes_max(),
+            };
+            let encoded = captured.upsert(&change, before, filled_values(&new, &fillings));
+            self.send_upsert(&captured, &key, encoded, header.as_slice())
                 .await?;
         }
         if !new.has_unchanged() || old_key.is_some() {
-            let keys = std::iter::once(&key).chain(&old_key);
+            let keys = key.iter().chain(old_key.iter().flatten());
             self.holes.touch(captured.oid, transaction.wide_xid, keys);
+        }
+        Ok(())
+    }
+
+    /// Sends the event of a row that is there, if one could be made; quarantines what could not.
+    async fn send_upsert(
+        &mut self,
+        captured: &Captured,
+        key: &Result<Key, EncodeError>,
+        encoded: Encoded,
+        headers: &[(&str, &[u8])],
+    ) -> Result<(), LifeError> {
+        if let Some(undecodable) = &encoded.quarantined {
+            self.quarantine(captured, undecodable).await?;
+        }
+        if let (Some(event), Ok(key)) = (&encoded.event, key) {
+            self.delivery
+                .upsert(captured.target(), &key.json, event, headers)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Likewise of a row that is gone. Where its key is no text it never stood in the topic.
+    async fn send_delete(
+        &mut self,
+        captured: &Captured,
+        key: &Result<Key, EncodeError>,
+        old: &OldRow,
+        origin: &Origin,
+        headers: &[(&str, &[u8])],
+    ) -> Result<(), LifeError> {
+        let change = Change {
+            op: Op::Delete,
+            key,
+            origin,
+            text_bytes: old.tuple().bytes(),
+            bytes_max: self.delivery.record_bytes_max(),
+        };
+        let encoded = captured.delete(&change, old_values(captured, old));
+        if let Some(undecodable) = &encoded.quarantined {
+            self.quarantine(captured, undecodable).await?;
+        }
+        if let (Some(event), Ok(key)) = (&encoded.event, key) {
+            self.delivery
+                .delete(captured.target(), &key.json, event, headers)
+                .await?;
         }
         Ok(())
     }
@@ -275,9 +320,7 @@ impl Life<'_> {
 
 fn filled_from(cell: Option<Cell<'_>>) -> Filled {
     match cell {
-        Some(Cell::Text(text) | Cell::Binary(text)) => {
-            Filled::Text(String::from_utf8_lossy(text).into_owned())
-        }
+        Some(Cell::Text(text) | Cell::Binary(text)) => Filled::Text(text.to_vec()),
         Some(Cell::Null) => Filled::Null,
         Some(Cell::Unchanged) | None => Filled::Dropped,
     }
@@ -285,44 +328,56 @@ fn filled_from(cell: Option<Cell<'_>>) -> Filled {
 
 /// The key of a row. A key column that is itself TOASTed comes without its value in the new row
 /// of an update, but then with the old key.
-fn key_of(captured: &Captured, row: &Tuple, old: Option<&Tuple>) -> Result<Key, LifeError> {
-    let texts = captured.key_at.iter().map(|at| {
-        let cell = match row.cell(*at) {
-            Some(Cell::Unchanged) => old.and_then(|old| old.cell(*at)),
+fn key_of(captured: &Captured, row: &Tuple, old: Option<&Tuple>) -> Result<Key, EncodeError> {
+    captured.key_of(|at| {
+        let cell = match row.cell(at) {
+            Some(Cell::Unchanged) => old.and_then(|old| old.cell(at)),
             cell => cell,
         };
-        match cell {
-            Some(Cell::Text(text)) => Ok(String::from_utf8_lossy(text).into_owned()),
-            _ => Err(LifeError::Order("a row without its key")),
-        }
-    });
-    Ok(captured.key(texts.collect::<Result<_, _>>()?))
+        cell.map_or(Value::Absent, value_of)
+    })
+}
+
+fn json_of(key: &Result<Key, EncodeError>) -> Option<&[u8]> {
+    key.as_ref().ok().map(|key| &key.json[..])
 }
 
 /// A row of which only the key is told shows only the key.
-fn old_json(captured: &Captured, old: &OldRow) -> Vec<u8> {
+fn old_values<'a>(
+    captured: &'a Captured,
+    old: &'a OldRow,
+) -> impl Iterator<Item = Value<'a>> + Clone {
     let key_only = matches!(old, OldRow::Key(_));
-    let values = old.tuple().cells().enumerate().map(|(at, cell)| {
+    old.tuple().cells().enumerate().map(move |(at, cell)| {
         if key_only && !captured.key_at.contains(&at) {
             Value::Absent
         } else {
             value_of(cell)
         }
-    });
-    captured.row(values)
+    })
 }
 
-fn new_json(captured: &Captured, new: &Tuple, fillings: &Fillings) -> Vec<u8> {
+fn filled_values<'a>(
+    new: &'a Tuple,
+    fillings: &'a Fillings,
+) -> impl Iterator<Item = Value<'a>> + Clone {
     let mut fillings = fillings.iter().peekable();
-    let values = new.cells().enumerate().map(|(at, cell)| {
+    new.cells().enumerate().map(move |(at, cell)| {
         match fillings.next_if(|(place, _)| *place == at) {
             None => value_of(cell),
             Some((_, Filled::Null)) => Value::Null,
-            Some((_, Filled::Text(text))) => Value::Text(text.as_bytes()),
+            Some((_, Filled::Text(text))) => Value::Text(text),
             Some((_, Filled::Dropped)) => Value::Absent,
         }
+    })
+}
+
+fn bytes_of(fillings: &Fillings) -> usize {
+    let texts = fillings.iter().map(|(_, filled)| match filled {
+        Filled::Text(text) => text.len(),
+        Filled::Null | Filled::Dropped => 0,
     });
-    captured.row(values)
+    texts.sum()
 }
 
 fn value_of(cell: Cell<'_>) -> Value<'_> {

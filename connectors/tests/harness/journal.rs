@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use kafka::quarantine::Quarantined;
 use kafka::{Checkpoint, Lsn};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -42,9 +43,12 @@ pub(crate) struct Journal {
     prefix: String,
     topics: Vec<String>,
     checkpoint_topic: String,
+    quarantine_topic: String,
     assigned: bool,
     pub(crate) records: Vec<Record>,
     pub(crate) checkpoints: Vec<Checkpoint>,
+    /// What could not be sent.
+    pub(crate) quarantined: Vec<Quarantined>,
 }
 
 impl Journal {
@@ -62,10 +66,12 @@ impl Journal {
             consumer,
             topics: tables.iter().map(|t| format!("{prefix}{t}")).collect(),
             checkpoint_topic: format!("{prefix}checkpoint"),
+            quarantine_topic: format!("{prefix}quarantine"),
             prefix,
             assigned: false,
             records: Vec::new(),
             checkpoints: Vec::new(),
+            quarantined: Vec::new(),
         })
     }
 
@@ -115,6 +121,11 @@ impl Journal {
                 self.checkpoints.push(serde_json::from_slice(record)?);
                 continue;
             }
+            if message.topic() == self.quarantine_topic {
+                let record = value.context("quarantined without a value")?;
+                self.quarantined.push(serde_json::from_slice(record)?);
+                continue;
+            }
             let headers = message.headers().map(|headers| {
                 headers
                     .iter()
@@ -137,7 +148,11 @@ impl Journal {
     fn assign(&mut self) -> Result<bool> {
         let metadata = self.consumer.fetch_metadata(None, PATIENCE)?;
         let mut all = TopicPartitionList::new();
-        for name in self.topics.iter().chain([&self.checkpoint_topic]) {
+        for name in self
+            .topics
+            .iter()
+            .chain([&self.checkpoint_topic, &self.quarantine_topic])
+        {
             let topic = metadata.topics().iter().find(|topic| topic.name() == name);
             let Some(topic) = topic.filter(|topic| !topic.partitions().is_empty()) else {
                 return Ok(false);

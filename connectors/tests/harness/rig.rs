@@ -99,10 +99,12 @@ impl Rig {
         Plan {
             rig: self,
             environment: Vec::new(),
+            top: String::new(),
             stream: String::new(),
             reads: String::new(),
             url: self.connector_url.clone(),
             bootstrap: self.bootstrap.clone(),
+            postgres: "lock_timeout_ms = 2000\nslot_timeout_ms = 2000".to_owned(),
             publication: "tributary".to_owned(),
             tables: self.tables.clone(),
         }
@@ -162,10 +164,12 @@ async fn run(db: &Client, sql: &str) -> Result<()> {
 pub(crate) struct Plan<'a> {
     rig: &'a Rig,
     environment: Vec<(String, String)>,
+    top: String,
     stream: String,
     reads: String,
     url: String,
     bootstrap: String,
+    postgres: String,
     publication: String,
     tables: Vec<String>,
 }
@@ -183,6 +187,13 @@ impl Plan<'_> {
         let mut off = std::env::var("RULES_OFF").unwrap_or_default();
         _ = write!(off, ",{rules}");
         self.environment.push(("RULES_OFF".to_owned(), off));
+        self
+    }
+
+    /// Lines before the sections.
+    pub(crate) fn top(mut self, lines: &str) -> Self {
+        self.top.push_str(lines);
+        self.top.push('\n');
         self
     }
 
@@ -207,6 +218,14 @@ impl Plan<'_> {
 
     pub(crate) fn bootstrap(mut self, addresses: &str) -> Self {
         addresses.clone_into(&mut self.bootstrap);
+        self
+    }
+
+    /// Reaches the source through another port of this machine.
+    pub(crate) fn through(mut self, port: u16) -> Self {
+        let (address, database) = self.url.rsplit_once('/').unwrap_or_default();
+        let (user, _) = address.rsplit_once(':').unwrap_or_default();
+        self.url = format!("{user}:{port}/{database}");
         self
     }
 
@@ -263,16 +282,18 @@ impl Plan<'_> {
 
     fn config(&self, port: u16) -> String {
         format!(
-            "source = \"shop\"\ntables = {:?}\n\
+            "source = \"shop\"\ntables = {:?}\n{}\
              [postgres]\nurl = \"{}\"\nslot = \"{}\"\npublication = \"{}\"\n\
-             lock_timeout_ms = 2000\nslot_timeout_ms = 2000\n\
+             {}\n\
              [kafka]\nbootstrap = \"{}\"\ntopic_prefix = \"{}\"\nreplication_factor = 1\npartitions = 2\n\
              [admin]\nlisten = \"127.0.0.1:{port}\"\n[log]\nfilter = \"connectors=debug,info\"\n\
              [stream]\n{}[reads]\n{}",
             self.tables,
+            self.top,
             self.url,
             self.rig.slot,
             self.publication,
+            self.postgres,
             self.bootstrap,
             self.rig.prefix,
             self.stream,

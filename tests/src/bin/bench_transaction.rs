@@ -312,6 +312,7 @@ fn record(lsn: u64, offsets: Offsets) -> Checkpoint {
         current_at_us: Some(0),
         wal_end: lsn,
         offsets,
+        quarantine: BTreeMap::new(),
         tables: BTreeMap::from([(
             "public.item".to_owned(),
             TableState {

@@ -4,5 +4,6 @@
 mod contract;
 mod oracle;
 mod slot;
+mod verify;
 mod workload;
 mod zombie;

@@ -1,0 +1,116 @@
+//! What a comparison found.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::progress::Progress;
+
+/// Differences that a report lists, at most; all are counted.
+const LISTED_MAX: usize = 10_000;
+
+/// A row that is not what it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Difference {
+    /// `schema.table` of the view.
+    pub table: String,
+    pub key: i64,
+    /// What differs; `missing` and `surplus` are the row as a whole.
+    pub columns: Vec<String>,
+}
+
+/// A part that could not be compared, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotCompared {
+    pub what: String,
+    pub why: String,
+}
+
+/// The outcome.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Rows compared, by table of the view.
+    pub rows: BTreeMap<String, u64>,
+    /// How far each source's mirrors were when their last row was compared, `epoch:LSN`.
+    pub positions: BTreeMap<String, String>,
+    pub difference_count: u64,
+    /// The first of them.
+    pub differences: Vec<Difference>,
+    /// Rows that differ because their source's last state is in quarantine.
+    pub quarantined: u64,
+    pub not_compared: Vec<NotCompared>,
+}
+
+impl Report {
+    pub(super) fn resumed(progress: &Progress) -> Self {
+        Self {
+            not_compared: Vec::new(),
+            ..progress.report().clone()
+        }
+    }
+
+    pub(super) fn compared(&mut self, table: &str, rows: u64) {
+        *self.rows.entry(table.to_owned()).or_default() += rows;
+    }
+
+    pub(super) fn differs(&mut self, difference: Difference, found: &impl Fn(&Difference)) {
+        found(&difference);
+        self.difference_count += 1;
+        if self.differences.len() < LISTED_MAX {
+            self.differences.push(difference);
+        }
+    }
+
+    pub(super) fn not_compared(&mut self, what: impl Into<String>, why: impl Into<String>) {
+        self.not_compared.push(NotCompared {
+            what: what.into(),
+            why: why.into(),
+        });
+    }
+
+    /// 0 equal, 1 different, 2 not compared as a whole.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        if self.difference_count > 0 {
+            1
+        } else if self.not_compared.is_empty() {
+            0
+        } else {
+            2
+        }
+    }
+
+    /// A few lines for people; the differences were printed when they were found.
+    #[must_use]
+    pub fn in_words(&self) -> String {
+        let rows: u64 = self.rows.values().sum();
+        let mut lines = vec![format!(
+            "{rows} rows of {} tables compared: {} differ{}",
+            self.rows.len(),
+            self.difference_count,
+            match self.quarantined {
+                0 => String::new(),
+                some => format!(", {some} more are in quarantine"),
+            }
+        )];
+        for (source, position) in &self.positions {
+            lines.push(format!("{source} at {position}"));
+        }
+        for NotCompared { what, why } in &self.not_compared {
+            lines.push(format!("not compared: {what}: {why}"));
+        }
+        lines.join("\n")
+    }
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} {}: {}",
+            self.table,
+            self.key,
+            self.columns.join(", ")
+        )
+    }
+}

@@ -1,0 +1,435 @@
+//! A source's tables against their mirrors, range by range.
+//!
+//! The two never stand still at one place, and nothing holds a long snapshot open on a source. So
+//! each range is read from the source in a statement of its own, then the WAL position *after*
+//! that is taken, and the mirror is read once the view has passed it: it then holds all that the
+//! source showed, and perhaps more. Ranges whose hashes agree are equal. In others each row that
+//! differs is looked at again: source, WAL position, mirror past it, source. If the source's row
+//! was the same version before and after, then no change of it can explain a mirror that differs.
+//! A row that changes meanwhile is equal if the mirror shows one of the versions seen.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use kafka::{Lsn, Position};
+use secrecy::SecretString;
+use tokio_postgres::{Client, Row};
+
+use super::VerifyError;
+use super::progress::{Place, Progress};
+use super::report::{Difference, Report};
+use super::row::{Columns, columns, columns_differing, hash, list, quoted, range, texts};
+use crate::config::{Config, VerifyConfig};
+use crate::mirror::{TABLES, Table};
+use crate::session::Session;
+
+/// Rows looked at again at once.
+const RECHECKED_MAX: usize = 500;
+/// How often a row that changes all the time is looked at again.
+const ROUNDS_MAX: u32 = 30;
+/// A row that is not in the source has no version: it has to be absent so often.
+const ABSENT_ROUNDS: u32 = 3;
+/// How often the view's position is asked for.
+const POLL: Duration = Duration::from_millis(20);
+
+/// One source.
+pub(super) struct Comparison<'a> {
+    view: &'a Client,
+    session: Session,
+    source: &'a str,
+    config: &'a VerifyConfig,
+    epoch: i64,
+}
+
+/// A part that could not be compared.
+type Failed = (String, VerifyError);
+
+/// Rows in a range, and their hashes summed.
+type Digest = (i64, String);
+
+impl<'a> Comparison<'a> {
+    pub(super) async fn begin(
+        view: &'a Session,
+        config: &'a Config,
+        source: &'a str,
+        url: &SecretString,
+    ) -> Result<Self, VerifyError> {
+        let settings = [
+            "TimeZone = 'UTC'",
+            "DateStyle = 'ISO'",
+            "extra_float_digits = 3",
+            "default_transaction_read_only = on",
+            "lock_timeout = '2s'",
+            "statement_timeout = '60s'",
+        ]
+        .map(str::to_owned);
+        let session = Session::open_source(url, source, "tributary verify", &settings).await?;
+        let row = view
+            .client
+            .query_opt(
+                "SELECT epoch FROM public.positions WHERE source = $1 AND epoch IS NOT NULL",
+                &[&source],
+            )
+            .await
+            .map_err(VerifyError::database("read the view's positions"))?;
+        let epoch = row.map(|row| row.get(0)).ok_or_else(|| {
+            VerifyError::Cannot("the view has not read it for the first time yet".to_owned())
+        })?;
+        Ok(Self {
+            view: &view.client,
+            session,
+            source,
+            config: &config.verify,
+            epoch,
+        })
+    }
+
+    pub(super) async fn run(
+        &self,
+        progress: &mut Progress,
+        report: &mut Report,
+        found: &impl Fn(&Difference),
+    ) -> Result<(), Failed> {
+        for table in TABLES.into_iter().filter(|t| t.source == self.source) {
+            self.table(table, progress, report, found)
+                .await
+                .map_err(|error| (table.mirror.to_owned(), error))?;
+        }
+        Ok(())
+    }
+
+    async fn table(
+        &self,
+        table: &'static Table,
+        progress: &mut Progress,
+        report: &mut Report,
+        found: &impl Fn(&Difference),
+    ) -> Result<(), VerifyError> {
+        let mut pace = Pace::new(self.config.rows_per_second);
+        let quarantined = self.quarantined(table).await?;
+        while let Place::After(after) = progress.place(table.mirror) {
+            let (digest, last) = self.digest_of_source(table, after).await?;
+            let rows = u64::try_from(digest.0).unwrap_or_default();
+            pace.read(rows).await;
+            let whole = rows == u64::from(self.config.chunk_rows);
+            // The last range has no end: the mirror must have nothing behind it either.
+            let end = last.filter(|_| whole);
+            let at = self.passed().await?;
+            if self.digest_of_mirror(table, after, end).await? != digest {
+                let suspects = self.suspects(table, after, end).await?;
+                pace.read(rows).await;
+                for difference in self.differing(table, suspects, report).await? {
+                    if quarantined.contains(&difference.key) {
+                        report.quarantined += 1;
+                    } else {
+                        report.differs(difference, found);
+                    }
+                }
+            }
+            report.compared(table.mirror, rows);
+            report
+                .positions
+                .insert(self.source.to_owned(), at.to_string());
+            let place = end.map_or(Place::Done, Place::After);
+            progress
+                .reached(table.mirror, place, report)
+                .map_err(|error| VerifyError::Cannot(format!("{error:#}")))?;
+        }
+        Ok(())
+    }
+
+    /// Digest of the next rows of the source, and their last key.
+    async fn digest_of_source(
+        &self,
+        table: &Table,
+        after: i64,
+    ) -> Result<(Digest, Option<i64>), VerifyError> {
+        let rows = format!(
+            "SELECT id, {hash} AS hash FROM {captured} WHERE id > {after} ORDER BY id LIMIT {limit}",
+            hash = hash(table),
+            captured = quoted(table.captured),
+            limit = self.config.chunk_rows,
+        );
+        let sql =
+            format!("SELECT count(*), coalesce(sum(hash), 0)::text, max(id) FROM ({rows}) AS r");
+        let row = one(self.of_source(&sql).await?)?;
+        Ok(((row.get(0), row.get(1)), row.get(2)))
+    }
+
+    async fn digest_of_mirror(
+        &self,
+        table: &Table,
+        after: i64,
+        end: Option<i64>,
+    ) -> Result<Digest, VerifyError> {
+        let sql = format!(
+            "SELECT count(*), coalesce(sum({hash}), 0)::text FROM {mirror} WHERE {range}",
+            hash = hash(table),
+            mirror = table.mirror,
+            range = range(after, end),
+        );
+        let row = one(self.of_view(&sql).await?)?;
+        Ok((row.get(0), row.get(1)))
+    }
+
+    /// The keys of a range whose rows have other hashes, or stand on one side only.
+    async fn suspects(
+        &self,
+        table: &Table,
+        after: i64,
+        end: Option<i64>,
+    ) -> Result<Vec<i64>, VerifyError> {
+        let sql = |from: &str| {
+            format!(
+                "SELECT id::bigint, ({})::text FROM {from} WHERE {}",
+                hash(table),
+                range(after, end)
+            )
+        };
+        let read = |rows: Vec<Row>| -> BTreeSet<(i64, String)> {
+            rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+        };
+        let source = read(self.of_source(&sql(&quoted(table.captured))).await?);
+        self.passed().await?;
+        let mirror = read(self.of_view(&sql(table.mirror)).await?);
+        let keys: BTreeSet<i64> = source
+            .symmetric_difference(&mirror)
+            .map(|(id, _)| *id)
+            .collect();
+        Ok(keys.into_iter().collect())
+    }
+
+    /// Of the suspects those that no change in between can explain.
+    async fn differing(
+        &self,
+        table: &'static Table,
+        suspects: Vec<i64>,
+        report: &mut Report,
+    ) -> Result<Vec<Difference>, VerifyError> {
+        let mut differing = Vec::new();
+        let mut open: BTreeMap<i64, u32> = suspects.into_iter().map(|id| (id, 0)).collect();
+        for _ in 0..ROUNDS_MAX {
+            if open.is_empty() {
+                return Ok(differing);
+            }
+            let ids: Vec<i64> = open.keys().copied().collect();
+            for ids in ids.chunks(RECHECKED_MAX) {
+                let look = self.look(table, ids).await?;
+                for id in ids {
+                    let rounds = open.get(id).copied().unwrap_or_default();
+                    match look.says(table, *id) {
+                        Verdict::Equal => {
+                            open.remove(id);
+                        }
+                        Verdict::Changing => {
+                            open.insert(*id, 0);
+                        }
+                        Verdict::Differs { absent: true, .. } if rounds + 1 < ABSENT_ROUNDS => {
+                            open.insert(*id, rounds + 1);
+                        }
+                        Verdict::Differs { columns, .. } => {
+                            open.remove(id);
+                            differing.push(Difference {
+                                table: table.mirror.to_owned(),
+                                key: *id,
+                                columns,
+                            });
+                        }
+                    }
+                }
+            }
+        }
+        if !open.is_empty() {
+            let what = format!("{} rows of {}", open.len(), table.mirror);
+            report.not_compared(what, "they changed each time they were looked at");
+        }
+        Ok(differing)
+    }
+
+    /// Looks at rows of the source until the mirror has passed what the first look showed.
+    async fn look(&self, table: &Table, ids: &[i64]) -> Result<Look, VerifyError> {
+        let mut seen = vec![self.rows_of_source(table, ids).await?];
+        let lsn = self.lsn().await?;
+        let deadline = self.deadline();
+        while !self.is_past(lsn, deadline).await?.1 {
+            tokio::time::sleep(POLL).await;
+            seen.push(self.rows_of_source(table, ids).await?);
+        }
+        let mirror = self.rows_of_mirror(table, ids).await?;
+        seen.push(self.rows_of_source(table, ids).await?);
+        Ok(Look { seen, mirror })
+    }
+
+    /// By key the row's version and columns.
+    async fn rows_of_source(
+        &self,
+        table: &Table,
+        ids: &[i64],
+    ) -> Result<BTreeMap<i64, (String, Columns)>, VerifyError> {
+        let sql = format!(
+            "SELECT id::bigint, xmin::text || ' ' || ctid::text, {} FROM {} WHERE id IN ({})",
+            texts(table),
+            quoted(table.captured),
+            list(ids)
+        );
+        let rows = self.of_source(&sql).await?;
+        let read = |row: &Row| (row.get(0), (row.get(1), columns(table, row, 2)));
+        Ok(rows.iter().map(read).collect())
+    }
+
+    async fn rows_of_mirror(
+        &self,
+        table: &Table,
+        ids: &[i64],
+    ) -> Result<BTreeMap<i64, Columns>, VerifyError> {
+        let sql = format!(
+            "SELECT id, {} FROM {} WHERE id IN ({})",
+            texts(table),
+            table.mirror,
+            list(ids)
+        );
+        let rows = self.of_view(&sql).await?;
+        let read = |row: &Row| (row.get(0), columns(table, row, 1));
+        Ok(rows.iter().map(read).collect())
+    }
+
+    /// Keys whose last state could not be applied: the mirror keeps the one before.
+    async fn quarantined(&self, table: &Table) -> Result<BTreeSet<i64>, VerifyError> {
+        let sql = "SELECT key FROM public.quarantine WHERE source = $1 AND \"table\" = $2";
+        let rows = self.view.query(sql, &[&self.source, &table.captured]).await;
+        let rows = rows.map_err(VerifyError::database("read the quarantine"))?;
+        let keys = rows.iter().filter_map(|row| {
+            let key: &str = row.get(0);
+            key.parse().ok()
+        });
+        Ok(keys.collect())
+    }
+
+    /// Waits until the view has passed all that the source shows now; where it is then.
+    async fn passed(&self) -> Result<Position, VerifyError> {
+        let lsn = self.lsn().await?;
+        let deadline = self.deadline();
+        loop {
+            if let (at, true) = self.is_past(lsn, deadline).await? {
+                return Ok(at);
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + Duration::from_millis(self.config.wait_max_ms)
+    }
+
+    /// Nothing that the source has shown so far lies above it.
+    async fn lsn(&self) -> Result<Lsn, VerifyError> {
+        let sql = "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint";
+        let lsn: i64 = one(self.of_source(sql).await?)?.get(0);
+        Ok(Lsn(lsn.cast_unsigned()))
+    }
+
+    /// Where the view is, and whether that is far enough.
+    async fn is_past(&self, lsn: Lsn, deadline: Instant) -> Result<(Position, bool), VerifyError> {
+        let sql = format!(
+            "SELECT epoch, (lsn::pg_lsn - '0/0')::bigint FROM public.positions
+            WHERE source = '{}'",
+            self.source
+        );
+        let row = one(self.of_view(&sql).await?)?;
+        let (epoch, reached): (i64, i64) = (row.get(0), row.get(1));
+        if epoch != self.epoch {
+            return Err(VerifyError::Cannot(
+                "a new epoch of the source began meanwhile; verify again".to_owned(),
+            ));
+        }
+        let at = Position {
+            epoch: epoch.cast_unsigned(),
+            lsn: Lsn(reached.cast_unsigned()),
+        };
+        if at.lsn < lsn && Instant::now() > deadline {
+            return Err(VerifyError::Cannot(format!(
+                "the view did not reach {lsn} of the source within {} ms (verify.wait_max_ms); \
+                is its connector running?",
+                self.config.wait_max_ms
+            )));
+        }
+        Ok((at, at.lsn >= lsn))
+    }
+
+    async fn of_source(&self, sql: &str) -> Result<Vec<Row>, VerifyError> {
+        let doing = format!("read {}", self.source);
+        let rows = self.session.client.query(sql, &[]).await;
+        rows.map_err(VerifyError::database(doing))
+    }
+
+    async fn of_view(&self, sql: &str) -> Result<Vec<Row>, VerifyError> {
+        let rows = self.view.query(sql, &[]).await;
+        rows.map_err(VerifyError::database("read the view"))
+    }
+}
+
+/// Rows of the source, looked at several times while the mirror's was read; by key the version
+/// and the columns.
+struct Look {
+    seen: Vec<BTreeMap<i64, (String, Columns)>>,
+    mirror: BTreeMap<i64, Columns>,
+}
+
+/// What a look says of one row.
+enum Verdict {
+    Equal,
+    /// The source's row was not the same all the time.
+    Changing,
+    Differs {
+        columns: Vec<String>,
+        /// The source has no such row.
+        absent: bool,
+    },
+}
+
+impl Look {
+    fn says(&self, table: &Table, id: i64) -> Verdict {
+        let mirror = self.mirror.get(&id);
+        let mut versions = self.seen.iter().map(|rows| rows.get(&id));
+        if versions.any(|row| row.map(|(_, columns)| columns) == mirror) {
+            return Verdict::Equal;
+        }
+        let first = self.seen.first().and_then(|rows| rows.get(&id));
+        if self.seen.iter().any(|rows| rows.get(&id) != first) {
+            return Verdict::Changing;
+        }
+        Verdict::Differs {
+            columns: columns_differing(table, first.map(|(_, row)| row), mirror),
+            absent: first.is_none(),
+        }
+    }
+}
+
+fn one(rows: Vec<Row>) -> Result<Row, VerifyError> {
+    let row = rows.into_iter().next();
+    row.ok_or_else(|| VerifyError::Cannot("a query gave no row".to_owned()))
+}
+
+/// Keeps below so many rows a second.
+struct Pace {
+    rows_per_second: u32,
+    began: Instant,
+    rows: u64,
+}
+
+impl Pace {
+    fn new(rows_per_second: u32) -> Self {
+        Self {
+            rows_per_second,
+            began: Instant::now(),
+            rows: 0,
+        }
+    }
+
+    async fn read(&mut self, rows: u64) {
+        self.rows += rows;
+        let due_ms = self.rows * 1000 / u64::from(self.rows_per_second);
+        let due = self.began + Duration::from_millis(due_ms);
+        tokio::time::sleep_until(due.into()).await;
+    }
+}

@@ -1,0 +1,236 @@
+//! Nothing stands still in silence: state, health, metric and log say so, and what it is.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use fixtures::postgres::{Postgres, Version};
+use fixtures::{Kafka, place};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::harness::{Connector, Proxy, Rig, equals_source, eventually};
+
+const ITEM: &str = "public.item";
+const DDL: &str = "CREATE TABLE item (id bigint PRIMARY KEY, n int NOT NULL); \
+                   INSERT INTO item SELECT g, g FROM generate_series(1, 5) g";
+
+/// What an operator is promised.
+const WITHIN: Duration = Duration::from_secs(30);
+
+/// Waits until state, readiness, metrics and log say `reason`; not longer than is promised.
+async fn says(connector: &Connector, since: Instant, state: &str, reason: &str) -> Result<()> {
+    eventually(&format!("it says {reason:?}"), || async {
+        let status = connector.status().await?;
+        let said = status["reason"].as_str().unwrap_or_default();
+        if status["state"] != state || !said.contains(reason) {
+            return Ok(None);
+        }
+        let (code, text) = connector.readiness().await?;
+        let healthy = connector.metric("connector_healthy").await?;
+        Ok((code == 503 && text.contains(reason) && healthy == Some(0.0)).then_some(()))
+    })
+    .await
+    .with_context(|| connector.log())?;
+    connector.logged(reason).await?;
+    ensure!(since.elapsed() < WITHIN, "said after {:?}", since.elapsed());
+    Ok(())
+}
+
+async fn is_healthy(connector: &Connector) -> Result<()> {
+    connector.ready().await?;
+    eventually("it is healthy", || async {
+        let healthy = connector.metric("connector_healthy").await?;
+        let stalled = connector.metric("connector_stalled_seconds").await?;
+        Ok((healthy == Some(1.0) && stalled == Some(0.0)).then_some(()))
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_is_cut_off_is_said_and_found_again() -> Result<()> {
+    let rig = Rig::new(&[ITEM], DDL).await?;
+    let proxy = Proxy::to(fixtures::servers().legacy().await?.port()).await?;
+    let connector = rig.connector().through(proxy.port()).start()?;
+    is_healthy(&connector).await?;
+    let since = Instant::now();
+    proxy.down();
+    rig.run("INSERT INTO item VALUES (6, 6)").await?;
+    says(
+        &connector,
+        since,
+        "connecting",
+        &format!(
+            "cannot connect to the source at 127.0.0.1:{}: no answer",
+            proxy.port()
+        ),
+    )
+    .await?;
+    let lag = connector.metric("connector_lag_ms").await?;
+    ensure!(lag > Some(1000.0), "{lag:?}");
+    proxy.up();
+    is_healthy(&connector).await?;
+    let mut journal = rig.journal()?;
+    equals_source(&rig, &mut journal, &[ITEM]).await?;
+    proxy.cut();
+    rig.run("INSERT INTO item VALUES (7, 7)").await?;
+    equals_source(&rig, &mut journal, &[ITEM]).await?;
+    for key in [r#"{"id":6}"#, r#"{"id":7}"#] {
+        assert_eq!(journal.count(ITEM, key, "c"), 1, "{key}");
+    }
+    Ok(())
+}
+
+/// The connections of the leader, and of the standby that asks for the lock, die unnoticed by
+/// both ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn half_open_connections_are_given_up_by_leader_and_standby() -> Result<()> {
+    let rig = Rig::new(&[ITEM], DDL).await?;
+    let port = fixtures::servers().legacy().await?.port();
+    let (leaders, standbys) = (Proxy::to(port).await?, Proxy::to(port).await?);
+    let leader = rig.connector().through(leaders.port()).start()?;
+    is_healthy(&leader).await?;
+    let standby = rig.connector().through(standbys.port()).start()?;
+    standby
+        .logged("another connector of this source leads")
+        .await?;
+    standbys.silence();
+    standby
+        .logged("cannot take the advisory lock: no answer")
+        .await?;
+    eventually("it stands by again", || async {
+        let retries = standby.metric("connector_retries_total").await?;
+        let status = standby.status().await?;
+        Ok((retries > Some(0.0) && status["state"] == "waiting for lock").then_some(()))
+    })
+    .await?;
+    leaders.silence();
+    rig.run("INSERT INTO item VALUES (6, 6)").await?;
+    let mut journal = rig.journal()?;
+    equals_source(&rig, &mut journal, &[ITEM]).await?;
+    leader.logged("trying again").await?;
+    assert_eq!(journal.count(ITEM, r#"{"id":6}"#, "c"), 1);
+    Ok(())
+}
+
+/// The connection to Kafka stands and nothing is answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_producer_that_is_stuck_is_said() -> Result<()> {
+    let kafka = Kafka::start().await?;
+    let mut rig = Rig::new(&[ITEM], DDL).await?;
+    rig.bootstrap = kafka.bootstrap();
+    let connector = rig.connector().stream("stall_ms = 5000").start()?;
+    is_healthy(&connector).await?;
+    let broker = kafka.process().context("the broker is stopped")?;
+    broker.signal(Signal::SIGSTOP);
+    let since = Instant::now();
+    rig.run("INSERT INTO item VALUES (6, 6)").await?;
+    says(
+        &connector,
+        since,
+        "stalled",
+        "Kafka does not commit a checkpoint",
+    )
+    .await?;
+    broker.signal(Signal::SIGCONT);
+    is_healthy(&connector).await?;
+    let mut journal = rig.journal()?;
+    equals_source(&rig, &mut journal, &[ITEM]).await?;
+    assert_eq!(journal.count(ITEM, r#"{"id":6}"#, "c"), 1);
+    Ok(())
+}
+
+/// A walsender waits for a standby that is away: it answers every keepalive, and sends nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_walsender_that_sends_nothing_while_the_wal_grows_is_said() -> Result<()> {
+    let server = Postgres::start(Version::View18).await?;
+    let rig = Rig::on(&server, &[ITEM], DDL).await?;
+    let connector = rig.connector().stream("stall_ms = 3000").start()?;
+    is_healthy(&connector).await?;
+    rig.run("SELECT pg_create_physical_replication_slot('replica')")
+        .await?;
+    rig.run("ALTER SYSTEM SET synchronized_standby_slots = 'replica'")
+        .await?;
+    rig.run("SELECT pg_reload_conf()").await?;
+    eventually("the setting holds", || async {
+        let row = rig
+            .db
+            .query_one("SHOW synchronized_standby_slots", &[])
+            .await?;
+        Ok((row.get::<_, String>(0) == "replica").then_some(()))
+    })
+    .await?;
+    let since = Instant::now();
+    rig.run("INSERT INTO item VALUES (6, 6)").await?;
+    says(
+        &connector,
+        since,
+        "stalled",
+        "the source has sent nothing beyond",
+    )
+    .await?;
+    rig.run("ALTER SYSTEM RESET synchronized_standby_slots")
+        .await?;
+    rig.run("SELECT pg_reload_conf()").await?;
+    is_healthy(&connector).await?;
+    connector.logged("it moves again").await?;
+    equals_source(&rig, &mut rig.journal()?, &[ITEM]).await
+}
+
+/// A walsender that is stopped answers nothing at all.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_walsender_that_is_stopped_is_said() -> Result<()> {
+    let rig = Rig::new(&[ITEM], DDL).await?;
+    let connector = rig.connector().start()?;
+    is_healthy(&connector).await?;
+    let sql = "SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1";
+    let pid: i32 = rig.db.query_one(sql, &[&rig.slot]).await?.get(0);
+    let walsender = Pid::from_raw(pid);
+    kill(walsender, Signal::SIGSTOP)?;
+    let since = Instant::now();
+    rig.run("INSERT INTO item VALUES (6, 6)").await?;
+    let said = says(
+        &connector,
+        since,
+        "connecting",
+        &format!("in use by process {pid}"),
+    )
+    .await;
+    kill(walsender, Signal::SIGCONT)?;
+    said?;
+    is_healthy(&connector).await?;
+    let mut journal = rig.journal()?;
+    equals_source(&rig, &mut journal, &[ITEM]).await?;
+    assert_eq!(journal.count(ITEM, r#"{"id":6}"#, "c"), 1);
+    Ok(())
+}
+
+/// A new slot waits for whatever runs in the source; that is long, and said.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_waits_for_the_owners_transactions_is_said() -> Result<()> {
+    let rig = Rig::new(&[ITEM], DDL).await?;
+    let long = rig.session().await?;
+    long.batch_execute("BEGIN; INSERT INTO item VALUES (6, 6)")
+        .await?;
+    let since = Instant::now();
+    let connector = rig.connector().stream("stall_ms = 3000").start()?;
+    says(
+        &connector,
+        since,
+        "stalled",
+        "waits for every transaction that runs in the source",
+    )
+    .await?;
+    long.batch_execute("COMMIT").await?;
+    is_healthy(&connector).await?;
+    equals_source(&rig, &mut rig.journal()?, &[ITEM]).await
+}
+
+/// Nobody listens at the address of Kafka.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_is_away_is_said() -> Result<()> {
+    let mut rig = Rig::new(&[ITEM], DDL).await?;
+    rig.bootstrap = format!("127.0.0.1:{}", place::free_port()?);
+    let since = Instant::now();
+    let connector = rig.connector().start()?;
+    says(&connector, since, "connecting", "cannot ask Kafka").await
+}
