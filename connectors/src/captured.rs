@@ -28,6 +28,16 @@ pub(crate) struct Captured {
     block: SourceBlock,
 }
 
+/// How an event without an old state begins.
+const BEFORE_ROW: &[u8] = br#"{"before":null,"after":"#;
+
+/// An event but for its row: the same for every row of a read.
+#[derive(Debug)]
+pub(crate) struct Frame {
+    pub(crate) before: Vec<u8>,
+    pub(crate) behind: Vec<u8>,
+}
+
 /// A row's key, as Kafka and as PostgreSQL know it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
@@ -146,6 +156,12 @@ impl Captured {
         })
     }
 
+    /// Its name without the schema.
+    pub(crate) fn table(&self) -> &str {
+        let name = self.name.split_once('.');
+        name.map_or(self.name.as_str(), |(_, table)| table)
+    }
+
     pub(crate) fn target(&self) -> &str {
         &self.topic
     }
@@ -174,6 +190,35 @@ impl Captured {
             Value::Null | Value::Absent => Err(EncodeError::NoKey { column: column(at) }),
         });
         Ok(self.key(texts.collect::<Result<_, _>>()?))
+    }
+
+    /// What stands before and behind the row in each event of a table read.
+    pub(crate) fn frame(&self, origin: &Origin) -> Frame {
+        let mut before = self.event(Op::Read, None, Some(b""), origin);
+        let behind = before.split_off(BEFORE_ROW.len());
+        Frame { before, behind }
+    }
+
+    /// Appends the key and the event of a read row; where the key ends. None: it is no such row
+    /// as nearly all are, and [`Captured::upsert`] tells why. What was appended is of no use then.
+    pub(crate) fn append_read<'v>(
+        &self,
+        out: &mut Vec<u8>,
+        frame: &Frame,
+        value_at: impl Fn(usize) -> Option<&'v [u8]>,
+    ) -> Option<usize> {
+        let text = |at: &usize| value_at(*at).and_then(|text| std::str::from_utf8(text).ok());
+        if self.key_at.iter().any(|at| text(at).is_none()) {
+            return None;
+        }
+        key::write(out, &self.key, self.key_at.iter().filter_map(text));
+        let key_end = out.len();
+        out.extend_from_slice(&frame.before);
+        let values =
+            (0..self.columns.len()).map(|at| value_at(at).map_or(Value::Null, Value::Text));
+        envelope::write_row(out, &self.encoded, values).ok()?;
+        out.extend_from_slice(&frame.behind);
+        Some(key_end)
     }
 
     /// A row in JSON.

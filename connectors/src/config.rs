@@ -171,13 +171,21 @@ impl Default for StreamConfig {
 #[derive(Debug, Clone, Deserialize, Validate)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReadsConfig {
-    /// A chunk of a table read ends at so many rows. Default 20000.
+    /// Tables, and ranges of one, that are read at once, each in a session of its own.
+    /// Default 2.
+    #[garde(range(min = 1, max = 16))]
+    pub read_workers: usize,
+    /// Rows read in a second at most, by all workers together; 0 is without a bound. A read by
+    /// command can have a lower bound of its own. Default 0.
+    #[garde(skip)]
+    pub rows_per_second_max: u32,
+    /// A chunk of table reads, all workers together, ends at so many rows. Default 100000.
     #[garde(range(min = 1, max = 1_000_000))]
     pub chunk_rows: usize,
-    /// Likewise at so many bytes of events. Default 16 MiB.
+    /// Likewise at so many bytes of events. Default 64 MiB.
     #[garde(range(min = 1024, max = 1_073_741_824))]
     pub chunk_bytes_max: usize,
-    /// Likewise at so many milliseconds. Default 1000.
+    /// Likewise at so many milliseconds: for so long a chunk holds up the stream. Default 250.
     #[garde(range(min = 10, max = 5000))]
     pub chunk_ms_max: u64,
     /// A read view for values that PostgreSQL did not resend is kept for so many milliseconds
@@ -203,9 +211,11 @@ pub struct ReadsConfig {
 impl Default for ReadsConfig {
     fn default() -> Self {
         Self {
-            chunk_rows: 20_000,
-            chunk_bytes_max: 16 << 20,
-            chunk_ms_max: 1000,
+            read_workers: 2,
+            rows_per_second_max: 0,
+            chunk_rows: 100_000,
+            chunk_bytes_max: 64 << 20,
+            chunk_ms_max: 250,
             read_view_ms_max: 2000,
             read_view_touched_max: 100_000,
             reconcile_keys: 1000,

@@ -47,6 +47,11 @@ pub(crate) enum LifeError {
     KeyAltered { table: String, column: String },
     #[error("a read view of {table} met another file of the table {tries} times")]
     TableKeepsMoving { table: String, tries: u32 },
+    #[error(
+        "the source has not flushed its WAL up to {lsn}, which a read showed, for {waited_ms} ms; \
+         what was read is taken back and read again"
+    )]
+    NotFlushed { lsn: Lsn, waited_ms: u128 },
     #[error("the stream broke its order: {0}")]
     Order(&'static str),
 }
@@ -79,6 +84,7 @@ impl LifeError {
             | Self::LockLost
             | Self::KeyAltered { .. }
             | Self::TableKeepsMoving { .. }
+            | Self::NotFlushed { .. }
             | Self::Order(_) => Remedy::TryAgain,
         }
     }

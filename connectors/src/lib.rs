@@ -15,7 +15,8 @@
 //!
 //! A life ([`run`]) holds the source's advisory lock, its slot and the fenced producer; losing
 //! any of them ends it, and the next one inherits the last record. Everything of a life happens
-//! in one task, so what must not happen between two steps cannot.
+//! in one task, so what must not happen between two steps cannot. Only rows of table reads are
+//! read and encoded by others, which that task waits for.
 //!
 //! Rejected: a connector framework with tasks and queues between the stages. It needs barriers
 //! to say what one task has for free, and every queue is a place where events wait that a

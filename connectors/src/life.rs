@@ -29,10 +29,11 @@ use crate::replication::{
     Feedback, ReplicationClient, ReplicationConfig, ReplicationError, ReplicationStream,
 };
 use crate::snapshot::holes::Holes;
+use crate::snapshot::readers::Readers;
 use crate::snapshot::reconcile::Scan;
 use crate::snapshot::view::Settling;
 use crate::source::catalog::TableColumn;
-use crate::source::{Catalog, Control, Pulse, Session, Unsettled, WalLayout};
+use crate::source::{Catalog, Control, Pulse, Session, SourceError, Unsettled, WalLayout};
 use crate::status::{State, StatusBoard, names};
 use crate::stream::Transaction;
 use crate::watch::Activity;
@@ -65,6 +66,8 @@ pub(crate) struct Life<'a> {
     pub(crate) transaction: Option<Transaction>,
     /// The session of chunks, reconciliation and catalog.
     pub(crate) reads: Arc<Session>,
+    /// Further sessions that read tables.
+    pub(crate) readers: Readers,
     /// The session whose read view is kept.
     pub(crate) hole_reads: Arc<Session>,
     pub(crate) holes: Holes,
@@ -125,8 +128,8 @@ impl<'a> Life<'a> {
     ) -> Result<Self, LifeError> {
         let motion = status.motion();
         motion.begin(Activity::AskingSource);
-        let reads = read_session(config, postgres).await?;
-        let hole_reads = read_session(config, postgres).await?;
+        let reads = read_session(config).await?;
+        let hole_reads = read_session(config).await?;
         let publication = &config.postgres.publication;
         let catalog = Catalog::read(&reads, publication, &config.tables).await?;
         let wal = WalLayout::read(&reads).await?;
@@ -204,6 +207,7 @@ impl<'a> Life<'a> {
             column_types,
             transaction: None,
             reads,
+            readers: Readers::default(),
             hole_reads,
             holes: Holes::default(),
             unsettled,
@@ -397,10 +401,9 @@ async fn connect_producer(config: &ConnectorConfig) -> Result<Producer, LifeErro
     Ok(Producer::connect(&config.kafka, &id).await?)
 }
 
-async fn read_session(
-    config: &ConnectorConfig,
-    postgres: &tokio_postgres::Config,
-) -> Result<Arc<Session>, LifeError> {
+/// A session that reads the source.
+pub(crate) async fn read_session(config: &ConnectorConfig) -> Result<Arc<Session>, SourceError> {
+    let postgres = config.postgres.parse().map_err(SourceError::Url)?;
     let reads = &config.reads;
     let settings = [
         ("lock_timeout", format!("{}ms", reads.lock_wait_ms_max)),
@@ -412,7 +415,7 @@ async fn read_session(
             format!("{}ms", config.postgres.lock_timeout_ms.max(60_000)),
         ),
     ];
-    let session = Session::connect(postgres, &settings).await?;
+    let session = Session::connect(&postgres, &settings).await?;
     let limit = Duration::from_millis(reads.statement_ms_max) + ANSWER_MARGIN;
     Ok(Arc::new(session.answering_within(limit)))
 }

@@ -11,8 +11,10 @@ use kafka::{Checkpoint, Lsn, Offsets, TableState};
 use service::fault::in_force;
 
 mod pulses;
+mod reads;
 
 use pulses::Pulses;
+pub use reads::{ChunkEnd, NextRead, RequestError, Slice};
 
 /// What is to be done with a transaction that begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +71,9 @@ impl Progress {
                     state.columns.clone_from(columns);
                     state.target.clone_from(columns);
                 }
+                if !in_force("resume_at_chunk") && !state.read.is_done() {
+                    state.read = Read::First;
+                }
                 (name.clone(), state)
             })
             .collect();
@@ -123,6 +128,7 @@ impl Progress {
                     target: Vec::new(),
                     read: Read::First,
                     reconcile,
+                    requests: Vec::new(),
                 };
                 (name.clone(), state)
             })
@@ -288,51 +294,10 @@ impl Progress {
         }
     }
 
-    /// A chunk has been sent; the next one goes on at `read`.
-    pub fn chunk_sent(&mut self, table: &str, read: Read) {
-        if let Some(state) = self.tables.get_mut(table) {
-            state.read = read;
-        }
-        self.uncovered = true;
-    }
-
-    /// A batch of a reconciliation has been sent; the next one goes on at `next`.
-    pub fn reconciled(&mut self, table: &str, partition: i32, next: i64) {
-        if let Some(state) = self.tables.get_mut(table)
-            && let Some(stale) = state.reconcile.get_mut(&partition)
-        {
-            stale.next = next;
-            if stale.next >= stale.end {
-                state.reconcile.remove(&partition);
-            }
-        }
-        self.uncovered = true;
-    }
-
-    /// The next table to be read, and from where.
-    #[must_use]
-    pub fn next_read(&self) -> Option<(&str, &Read)> {
-        self.tables
-            .iter()
-            .find(|(_, state)| state.read != Read::Done)
-            .map(|(name, state)| (name.as_str(), &state.read))
-    }
-
-    /// The next partition to be compared with the source.
-    #[must_use]
-    pub fn next_reconcile(&self) -> Option<(&str, i32, Reconcile)> {
-        self.tables.iter().find_map(|(name, state)| {
-            let (partition, stale) = state.reconcile.first_key_value()?;
-            Some((name.as_str(), *partition, *stale))
-        })
-    }
-
     /// Is there anything to read, now that a record covers the last of it?
     #[must_use]
     pub fn wants_read(&self) -> bool {
-        !self.in_transaction
-            && !self.uncovered
-            && (self.next_read().is_some() || self.next_reconcile().is_some())
+        !self.in_transaction && !self.uncovered && self.is_reading()
     }
 
     // -- records -------------------------------------------------------------------------

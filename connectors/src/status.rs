@@ -21,19 +21,23 @@
 //! | `connector_stalled_seconds` | for how long nothing has moved that should, once that is long |
 //! | `connector_stalls_total` | how often that began |
 //! | `connector_retries_total` | lives that ended in an error and are followed by another |
+//!
+//! Those of table reads stand in [`reads`].
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::{Json, Router, routing::get};
-use kafka::checkpoint::Read;
 use kafka::{Checkpoint, Lsn};
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use serde::Serialize;
 use service::admin::Health;
 
+mod reads;
+
 use crate::encode::envelope::now_us;
 use crate::watch::Motion;
+use reads::TableStatus;
 
 /// Names of the metrics.
 pub(crate) mod names {
@@ -44,6 +48,11 @@ pub(crate) mod names {
     pub(crate) const LIVES: &str = "connector_lives_total";
     pub(crate) const READS: &str = "connector_reads_total";
     pub(crate) const READ_MS: &str = "connector_read_ms";
+    pub(crate) const READ_ROWS: &str = "connector_read_rows_total";
+    pub(crate) const READ_BYTES: &str = "connector_read_bytes_total";
+    pub(crate) const READ_ROWS_LEFT: &str = "connector_read_rows_left";
+    pub(crate) const REQUESTS: &str = "connector_read_requests";
+    pub(crate) const REQUESTS_FAILED: &str = "connector_read_requests_failed_total";
     pub(crate) const EPOCH: &str = "connector_epoch";
     pub(crate) const POSITION: &str = "connector_position_bytes";
     pub(crate) const REACH: &str = "connector_reach_bytes";
@@ -131,16 +140,6 @@ struct Status {
     /// Changes that this process has sent to quarantine.
     quarantined: u64,
     tables: BTreeMap<String, TableStatus>,
-}
-
-#[derive(Debug, Clone, Serialize)]
-struct TableStatus {
-    /// `first`, `{"after":[…]}` or `done`.
-    read: Read,
-    columns: Vec<String>,
-    /// Columns that a running read will add.
-    reading_columns: Vec<String>,
-    partitions_to_reconcile: usize,
 }
 
 /// Shared by the life, which writes it, and the admin port, which reads it.
@@ -270,10 +269,8 @@ impl StatusBoard {
     /// A record was committed.
     pub(crate) fn recorded(&self, record: &Checkpoint, waits_for: Option<String>) {
         let whole = record.is_whole();
-        let reading = record
-            .tables
-            .values()
-            .any(|table| table.read != Read::Done || !table.reconcile.is_empty());
+        let reading = reads::is_reading(record);
+        reads::measure(record);
         let lag = record.wal_end.0.saturating_sub(record.position.0);
         counter!(names::RECORDS, "whole" => if whole { "true" } else { "false" }).increment(1);
         gauge!(names::EPOCH).set(precise(record.epoch));
@@ -300,19 +297,7 @@ impl StatusBoard {
             status.tables = record
                 .tables
                 .iter()
-                .map(|(name, table)| {
-                    let table = TableStatus {
-                        read: table.read.clone(),
-                        columns: table.columns.clone(),
-                        reading_columns: if table.read == Read::Done {
-                            Vec::new()
-                        } else {
-                            table.target.clone()
-                        },
-                        partitions_to_reconcile: table.reconcile.len(),
-                    };
-                    (name.clone(), table)
-                })
+                .map(|(name, table)| (name.clone(), TableStatus::new(table)))
                 .collect();
         }
         let state = if reading {
@@ -335,6 +320,7 @@ fn precise(value: u64) -> f64 {
 }
 
 fn describe() {
+    reads::describe();
     describe_counter!(names::EVENTS, Unit::Count, "records sent to tables' topics");
     describe_counter!(
         names::QUARANTINED,

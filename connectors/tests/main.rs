@@ -7,6 +7,7 @@ mod epochs;
 mod harness;
 mod holes;
 mod quarantine;
+mod reads;
 mod replication;
 mod silence;
 mod startup;

@@ -12,6 +12,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::lsn::Lsn;
 
+mod read;
+
+pub use read::{KeyRange, Read, RunningRead};
+
 /// Per topic and partition the offset after the last event.
 pub type Offsets = BTreeMap<String, BTreeMap<i32, i64>>;
 
@@ -73,19 +77,29 @@ pub struct TableState {
     /// Per partition of the table's topic what is still to be compared with the source.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub reconcile: BTreeMap<i32, Reconcile>,
+    /// Reads that somebody asked for and that are not complete, in the order of asking.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub requests: Vec<ReadRequest>,
 }
 
-/// How far a table read is.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Read {
-    /// From the first key.
-    #[default]
-    First,
-    /// Above this key: the text of each key column, in key order.
-    After(Vec<String>),
-    /// Complete.
-    Done,
+/// A read of a table, or of those of its rows that fulfil a condition, by command. It stands
+/// here so that it survives whoever took the command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadRequest {
+    /// Grows with every request of a source.
+    pub id: u64,
+    /// SQL over the table's columns; none: every row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub condition: Option<String>,
+    /// Rows read in a second at most; none: as many as the configuration allows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows_per_second_max: Option<u32>,
+    pub requested_at_us: i64,
+    /// How far it is.
+    pub read: Read,
+    /// Per partition which keys are still to be compared with the source.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub reconcile: BTreeMap<i32, Reconcile>,
 }
 
 /// Offsets of a partition that are still to be compared with the source: `next` to `end`.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kafka::checkpoint::{Read, Reconcile};
+use kafka::checkpoint::{KeyRange, Read, ReadRequest, Reconcile, RunningRead};
 use kafka::event::{Envelope, Op, Source};
 use kafka::quarantine::{Quarantined, Reason, Sent};
 use kafka::{Checkpoint, Lsn, TableState};
@@ -20,11 +20,28 @@ fn a_checkpoint_is_written_as_ever() {
         target: columns(&["id", "note"]),
         read,
         reconcile: BTreeMap::new(),
+        requests: Vec::new(),
     };
     let mut reconciled = read(Read::Done);
     reconciled
         .reconcile
         .insert(1, Reconcile { next: 5, end: 9 });
+    let mut asked = read(Read::Done);
+    asked.requests.push(ReadRequest {
+        id: 1_763_900_002,
+        condition: Some("id > 5".to_owned()),
+        rows_per_second_max: Some(1000),
+        requested_at_us: 1_763_900_002_000_000,
+        read: Read::First,
+        reconcile: BTreeMap::from([(0, Reconcile { next: 0, end: 17 })]),
+    });
+    let running = Read::Running(RunningRead {
+        ranges: KeyRange::between(vec![columns(&["42", "x"])]),
+        rows: 20_000,
+        bytes: 14_000_000,
+        rows_estimate: 5_000_000,
+        begun_at_us: 1_763_900_001_000_000,
+    });
     let record = Checkpoint {
         epoch: 1_763_900_000,
         system_identifier: "7423456789012345678".to_owned(),
@@ -45,7 +62,9 @@ fn a_checkpoint_is_written_as_ever() {
                 "public.after".to_owned(),
                 read(Read::After(columns(&["42", "x"]))),
             ),
+            ("public.asked".to_owned(), asked),
             ("public.done".to_owned(), reconciled),
+            ("public.running".to_owned(), read(running)),
         ]),
     };
     insta::assert_json_snapshot!("checkpoint", record);
@@ -123,6 +142,12 @@ prop_compose! {
         read in prop_oneof![
             Just(Read::First),
             prop::collection::vec(".{0,4}", 1..3).prop_map(Read::After),
+            prop::collection::vec(prop::collection::vec(".{0,4}", 1..3), 0..3).prop_map(|keys| {
+                Read::Running(RunningRead {
+                    ranges: KeyRange::between(keys),
+                    ..RunningRead::default()
+                })
+            }),
             Just(Read::Done),
         ],
         reconcile in prop::collection::btree_map(
@@ -131,7 +156,7 @@ prop_compose! {
             0..3,
         ),
     ) -> TableState {
-        TableState { columns: known, target, read, reconcile }
+        TableState { columns: known, target, read, reconcile, requests: Vec::new() }
     }
 }
 

@@ -2,6 +2,8 @@
 
 use proptest::prelude::*;
 
+use kafka::checkpoint::ReadRequest;
+
 use super::*;
 
 /// A transaction of the log: its commit record from `commit` to `end`, and how many changes.
@@ -88,7 +90,7 @@ impl Writer {
         let mut progress =
             Progress::begin_epoch(None, 1, identity(), Lsn(100), &tables(), &BTreeMap::new());
         progress.learn_from_catalog("public.t", &["id".to_owned()]);
-        progress.chunk_sent("public.t", Read::Done);
+        sent(&mut progress, None);
         let last = progress.record();
         Self {
             log,
@@ -225,6 +227,30 @@ proptest! {
     }
 }
 
+/// The next chunk is sent: up to a key, or all that there is.
+fn sent(progress: &mut Progress, after: Option<&str>) {
+    let Some(NextRead::Slices(slices)) = progress.next_read(1) else {
+        panic!("there is nothing to read");
+    };
+    let end = ChunkEnd {
+        after: after.map(|key| columns(&[key])),
+        rows: 1,
+        bytes: 10,
+    };
+    progress.chunk_sent(&slices[0], end);
+}
+
+fn request(id: u64) -> ReadRequest {
+    ReadRequest {
+        id,
+        condition: None,
+        rows_per_second_max: None,
+        requested_at_us: 0,
+        read: Read::First,
+        reconcile: BTreeMap::from([(3, Reconcile { next: 0, end: 9 })]),
+    }
+}
+
 fn columns(names: &[&str]) -> Vec<String> {
     names.iter().map(|&name| name.to_owned()).collect()
 }
@@ -245,7 +271,7 @@ fn other_columns_start_the_read_over_and_only_the_new_ones_are_unknown() {
     assert_eq!(state(&progress).read, Read::First);
     assert_eq!(state(&progress).columns, columns(&["id"]));
     assert_eq!(state(&progress).target, columns(&["id", "color"]));
-    progress.chunk_sent("public.t", Read::Done);
+    sent(&mut progress, None);
     assert!(progress.record().is_whole());
     assert_eq!(state(&progress).columns, columns(&["id", "color"]));
 }
@@ -254,7 +280,7 @@ fn other_columns_start_the_read_over_and_only_the_new_ones_are_unknown() {
 fn fewer_columns_in_the_log_start_over_and_only_the_catalog_takes_one_away() {
     let mut progress = read_once();
     progress.learn_from_log("public.t", &columns(&["id", "color"]));
-    progress.chunk_sent("public.t", Read::After(columns(&["5"])));
+    sent(&mut progress, Some("5"));
     assert!(progress.learn_from_log("public.t", &columns(&["id"])));
     assert_eq!(state(&progress).read, Read::First);
     assert_eq!(state(&progress).target, columns(&["id", "color"]));
@@ -269,7 +295,7 @@ fn the_next_read_waits_for_the_record_that_covers_the_last() {
     progress.read_again("public.t");
     assert!(progress.wants_read());
     progress.read_up_to(Lsn(150));
-    progress.chunk_sent("public.t", Read::After(columns(&["5"])));
+    sent(&mut progress, Some("5"));
     assert!(!progress.wants_read());
     progress.record();
     assert!(!progress.wants_read(), "the stream has not passed it");
@@ -324,8 +350,60 @@ fn a_table_that_returns_to_the_configuration_is_compared_with_all_of_its_topic()
     let mut again = Progress::resume(&without, identity(), &tables());
     again.add("public.t", &BTreeMap::from([(0, 7), (1, 0)]));
     assert_eq!(state(&again).read, Read::First);
-    let (table, partition, stale) = again.next_reconcile().unwrap();
-    assert_eq!((table, partition), ("public.t", 0));
-    assert_eq!(stale, Reconcile { next: 0, end: 7 });
+    let stale = BTreeMap::from([(0, Reconcile { next: 0, end: 7 })]);
+    assert_eq!(state(&again).reconcile, stale);
     assert!(!again.record().is_whole());
+}
+
+#[test]
+fn what_is_asked_for_survives_in_the_record_and_is_forgotten_once_it_is_complete() {
+    let mut progress = read_once();
+    progress.ask("public.t", request(7)).unwrap();
+    progress.ask("public.t", request(8)).unwrap();
+    assert!(progress.ask("public.u", request(9)).is_err());
+    let mut progress = Progress::resume(&progress.record(), identity(), &tables());
+    assert_eq!(progress.last_request(), 8);
+    assert!(progress.wants_read());
+    sent(&mut progress, Some("5"));
+    assert!(!progress.wants_read(), "no record covers the chunk");
+    assert!(progress.record().is_whole(), "readers go on meanwhile");
+    sent(&mut progress, None);
+    let Some(NextRead::Reconcile {
+        request: Some(7),
+        partition: 3,
+        ..
+    }) = progress.next_read(1)
+    else {
+        panic!("what is gone is to be deleted: {:?}", progress.next_read(1));
+    };
+    progress.reconciled("public.t", Some(7), 3, 9);
+    assert_eq!(progress.request("public.t", 7), None);
+    assert!(progress.give_up("public.t", 8));
+    assert_eq!(progress.next_read(1), None);
+    assert!(!progress.record().tables["public.t"].columns.is_empty());
+}
+
+#[test]
+fn tables_and_ranges_are_read_at_once_and_a_restart_takes_the_ranges_back() {
+    let catalog = ["public.a", "public.b"].map(|name| (name.to_owned(), columns(&["id"])));
+    let catalog = BTreeMap::from(catalog);
+    let mut progress =
+        Progress::begin_epoch(None, 1, identity(), Lsn(1), &catalog, &BTreeMap::new());
+    let slices = |progress: &Progress| match progress.next_read(4) {
+        Some(NextRead::Slices(slices)) => slices,
+        other => panic!("{other:?}"),
+    };
+    let first = slices(&progress);
+    assert_eq!(first.len(), 2);
+    progress.read_begins(&first[0], vec![columns(&["3"]), columns(&["6"])], 9, 0);
+    assert_eq!(slices(&progress).len(), 4, "three ranges of a, and b");
+    let end = ChunkEnd {
+        after: Some(columns(&["4"])),
+        rows: 1,
+        bytes: 1,
+    };
+    progress.chunk_sent(&slices(&progress)[1], end);
+    assert_eq!(slices(&progress)[1].range.after, Some(columns(&["4"])));
+    progress.read_again("public.a");
+    assert_eq!(slices(&progress).len(), 2);
 }

@@ -1,53 +1,75 @@
-//! A table read, chunk by chunk in key order.
+//! A chunk of table reads: slices of tables, read at once in one snapshot.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use futures_util::{StreamExt as _, pin_mut};
-use kafka::checkpoint::Read;
-use kafka::event::Op;
+use kafka::checkpoint::{Read, RunningRead};
 use metrics::{counter, histogram};
 use service::fault;
-use tokio_postgres::{SimpleQueryMessage, SimpleQueryRow};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
+use super::pace::{self, Bounds};
+use super::sql;
 use super::view::View;
-use crate::captured::{Captured, Change};
-use crate::encode::envelope::{Origin, Value};
+use super::worker::{Batch, DOING, SliceRead, Work};
+use crate::captured::Captured;
+use crate::encode::envelope::now_us;
 use crate::error::LifeError;
 use crate::life::Life;
-use crate::source::{Session, SourceError, identifier, literal, session};
+use crate::progress::{NextRead, Slice};
+use crate::source::{Session, SourceError, session};
 use crate::status::names;
 
-const DOING: &str = "read a table";
+/// Batches of a worker that wait to be sent.
+const BATCHES_WAITING: usize = 2;
+/// Parts that a table is cut into for each worker: the last ones to be read are small then.
+const PARTS_PER_WORKER: usize = 4;
 
-/// Rows fetched at once; a chunk's bounds are looked at in between.
-const FETCH_ROWS: usize = 500;
+/// The captured tables of a chunk, as its snapshot has them.
+type Tables = BTreeMap<String, Arc<Captured>>;
+
+/// What became of a try to read.
+enum Tried {
+    Read,
+    /// The source is in the way: a lock, a transaction that is not shown yet.
+    StepBack,
+}
 
 impl Life<'_> {
-    /// The next chunk of the table read, or the next batch of the reconciliation; if the source
-    /// is in the way (a lock, a transaction that is not shown yet), nothing now.
+    /// The next chunk of table reads, or the next batch of a reconciliation; if the source is in
+    /// the way (a lock, a transaction that is not shown yet), nothing now.
     pub(crate) async fn read_some(&mut self) -> Result<(), LifeError> {
         // A slow query must not outlast an open Kafka transaction.
         self.record_if_any().await?;
-        let session = Arc::clone(&self.reads);
         let begun = Instant::now();
-        let next = self
-            .progress
-            .next_read()
-            .map(|(table, read)| (table.to_owned(), read.clone()));
-        let kind = if next.is_some() { "chunk" } else { "reconcile" };
-        let outcome = match next {
-            Some((table, read)) => self.read_chunk(&session, &table, &read).await,
-            None => self.reconcile_batch(&session).await,
+        let (kind, tried) = match self.progress.next_read(self.config.reads.read_workers) {
+            None => return Ok(()),
+            Some(NextRead::Slices(slices)) => ("chunk", self.read_chunk(slices).await),
+            Some(NextRead::Reconcile {
+                table,
+                request,
+                partition,
+                stale,
+            }) => {
+                let read = self.reconcile_batch(&table, request, partition, stale);
+                let read = Box::pin(read).await;
+                let tried = |read| if read { Tried::Read } else { Tried::StepBack };
+                ("reconcile", read.map(tried))
+            }
         };
-        match outcome {
-            Ok(true) => {
+        if !self.progress.is_reading() {
+            self.readers.close();
+        }
+        match tried {
+            Ok(Tried::Read) => {
                 counter!(names::READS, "kind" => kind).increment(1);
                 histogram!(names::READ_MS, "kind" => kind)
                     .record(begun.elapsed().as_secs_f64() * 1000.0);
                 Ok(())
             }
-            Ok(false) => {
+            Ok(Tried::StepBack) => {
                 self.step_back();
                 Ok(())
             }
@@ -55,6 +77,7 @@ impl Life<'_> {
             // life ends, and Kafka aborts them.
             Err(LifeError::Source(error)) if error.is_passing() && self.delivery.events() == 0 => {
                 tracing::debug!(%error, "a read steps back");
+                let session = Arc::clone(&self.reads);
                 View::close(&session).await?;
                 self.step_back();
                 Ok(())
@@ -63,166 +86,309 @@ impl Life<'_> {
         }
     }
 
-    /// True if the chunk was read, or the table's read starts over.
-    async fn read_chunk(
+    async fn read_chunk(&mut self, slices: Vec<Slice>) -> Result<Tried, LifeError> {
+        let (session, begun) = (Arc::clone(&self.reads), Instant::now());
+        self.readers.open(self.config, slices.len() - 1).await;
+        let Some(view) = self.try_view(&session).await? else {
+            return Ok(Tried::StepBack);
+        };
+        let mut tables = Tables::new();
+        for slice in &slices {
+            if tables.contains_key(&slice.table) {
+                continue;
+            }
+            match self.table_in_view(&session, slice).await? {
+                Some(captured) => _ = tables.insert(slice.table.clone(), captured),
+                None => {
+                    View::close(&session).await?;
+                    return Ok(Tried::StepBack);
+                }
+            }
+        }
+        // What was found out may have started reads over, or cut tables into ranges.
+        let workers = self
+            .config
+            .reads
+            .read_workers
+            .min(self.readers.helpers.len() + 1);
+        let Some(NextRead::Slices(slices)) = self.progress.next_read(workers) else {
+            View::close(&session).await?;
+            return Ok(Tried::StepBack);
+        };
+        let rate = self.rows_per_second_max(&slices);
+        let works = self.works(&session, &view, &tables, &slices, rate).await?;
+        let mut reads = self.send_slices(works).await?;
+        self.forgive(&mut reads, &slices)?;
+        let lsn = self.lsn_of_read(&session, &view).await?;
+        View::close(&session).await?;
+        // How long Kafka takes belongs to the chunk; its record takes up the offsets.
+        self.delivery.delivered().await?;
+        if reads.iter().all(|read| read.end.is_none()) {
+            return Ok(Tried::StepBack);
+        }
+        self.count_read(lsn).await?;
+        let rows = self.count_slices(reads, &slices);
+        let sent = usize::try_from(rows).unwrap_or(usize::MAX);
+        let limits = &self.config.reads;
+        self.readers.pace.took(sent, begun.elapsed(), limits);
+        self.read_again_at = pace::next_at(begun, rows, rate);
+        fault::point("connector.after_chunk").await;
+        Ok(Tried::Read)
+    }
+
+    /// The table as the view has it, locked until the view is closed; none: come again. A read
+    /// that begins is cut into ranges for several workers.
+    async fn table_in_view(
         &mut self,
         session: &Session,
-        name: &str,
-        read: &Read,
-    ) -> Result<bool, LifeError> {
-        let Some(view) = self.try_view(session).await? else {
-            return Ok(false);
-        };
-        let Some(oid) = self.catalog.tables.get(name).map(|table| table.oid) else {
+        slice: &Slice,
+    ) -> Result<Option<Arc<Captured>>, LifeError> {
+        let name = &slice.table;
+        let Some(table) = self.catalog.tables.get(name) else {
             return Err(LifeError::Order("a table to be read is not in the catalog"));
         };
+        let (oid, lock) = (table.oid, table.sql());
+        session
+            .execute(DOING, &format!("LOCK TABLE {lock} IN ACCESS SHARE MODE"))
+            .await?;
+        if is_moved(session, oid).await? {
+            return Ok(None);
+        }
         let publication = &self.config.postgres.publication;
         let columns = self.catalog.columns(session, publication, oid).await?;
         let columns_names: Vec<_> = columns.iter().map(|c| c.name.clone()).collect();
-        let over = self.progress.learn_from_catalog(name, &columns_names);
-        if over && *read != Read::First {
-            View::close(session).await?;
-            return Ok(true);
+        self.progress.learn_from_catalog(name, &columns_names);
+        let captured = Arc::new(self.captured(name, &columns)?);
+        if self.progress.read_of(slice) == Some(&Read::First) {
+            self.begin_read(session, slice, &captured).await?;
         }
-        let captured = self.captured(name, &columns)?;
-        open_cursor(session, &captured, read).await?;
-        if is_moved(session, oid).await? {
-            View::close(session).await?;
-            return Ok(false);
-        }
-        let next = self.send_chunk(session, &captured, &view).await?;
-        let lsn = self.lsn_of_read(session, &view).await?;
-        View::close(session).await?;
-        self.count_read(lsn).await?;
-        self.progress.chunk_sent(name, next);
-        fault::point("connector.after_chunk").await;
-        Ok(true)
+        Ok(Some(captured))
     }
 
-    /// Sends the cursor's rows up to a chunk's bounds; where the next chunk begins.
-    async fn send_chunk(
+    async fn begin_read(
         &mut self,
         session: &Session,
+        slice: &Slice,
         captured: &Captured,
-        view: &View,
-    ) -> Result<Read, LifeError> {
+    ) -> Result<(), LifeError> {
         let limits = &self.config.reads;
-        let origin = self.origin_of_read(view);
-        let (mut rows, mut bytes, mut last) = (0, 0, None);
-        loop {
-            let fetch = FETCH_ROWS.min(limits.chunk_rows - rows);
-            let batch = session
-                .stream(DOING, &format!("FETCH {fetch} FROM chunk"))
-                .await?;
-            pin_mut!(batch);
-            let mut fetched = 0;
-            while let Some(message) = batch.next().await {
-                let row = match message {
-                    Ok(SimpleQueryMessage::Row(row)) => row,
-                    Ok(_) => continue,
-                    Err(source) => {
-                        return Err(SourceError::Query {
-                            doing: DOING,
-                            source,
-                        }
-                        .into());
-                    }
-                };
-                if rows + fetched == 0 {
-                    fault::point("connector.in_read").await;
-                }
-                fetched += 1;
-                let texts = key_texts(captured, &row)?;
-                bytes += self.send_row(captured, &row, &origin).await?;
-                last = Some(texts);
-            }
-            rows += fetched;
-            if fetched < fetch {
-                return Ok(Read::Done);
-            }
-            let full = rows >= limits.chunk_rows || bytes >= limits.chunk_bytes_max;
-            if full || view.opened.elapsed().as_millis() >= u128::from(limits.chunk_ms_max) {
-                return Ok(last.map_or(Read::Done, Read::After));
-            }
+        let parts = match limits.read_workers {
+            1 => 1,
+            workers => workers * PARTS_PER_WORKER,
+        };
+        let sql = sql::survey(captured, parts, limits.chunk_rows);
+        let rows = session.rows("look how large a table is", &sql).await?;
+        let key_columns = captured.key.len();
+        let mut keys = Vec::with_capacity(parts);
+        for row in &rows {
+            let texts = (0..key_columns).map(|at| session::text(row, at).map(str::to_owned));
+            // Without a cut there is one row, without a key.
+            keys.extend(texts.collect::<Option<Vec<_>>>());
         }
+        let estimate: i64 = match rows.first() {
+            Some(row) => session::get(DOING, row, key_columns)?,
+            None => 0,
+        };
+        let (table, ranges) = (&slice.table, keys.len() + 1);
+        tracing::info!(
+            table,
+            request = slice.request,
+            rows = estimate,
+            ranges,
+            "{table} is read: about {estimate} rows in {ranges} ranges"
+        );
+        let estimate = estimate.unsigned_abs();
+        self.progress.read_begins(slice, keys, estimate, now_us());
+        Ok(())
     }
 
-    async fn send_row(
-        &mut self,
-        captured: &Captured,
-        row: &SimpleQueryRow,
-        origin: &Origin,
-    ) -> Result<usize, LifeError> {
-        let value_at = |column| match session::value(row, column) {
-            Some(text) => Value::Text(text),
-            None => Value::Null,
+    fn rows_per_second_max(&self, slices: &[Slice]) -> Option<u32> {
+        let of_request = slices.first().and_then(|slice| {
+            let request = self.progress.request(&slice.table, slice.request?)?;
+            request.rows_per_second_max
+        });
+        let of_all = Some(self.config.reads.rows_per_second_max).filter(|rows| *rows > 0);
+        of_all.into_iter().chain(of_request).min()
+    }
+
+    /// What each worker is to do. More than one read in the exported snapshot of the first.
+    async fn works(
+        &self,
+        session: &Arc<Session>,
+        view: &View,
+        tables: &Tables,
+        slices: &[Slice],
+        rows_per_second_max: Option<u32>,
+    ) -> Result<Vec<Work>, LifeError> {
+        let (limits, origin) = (&self.config.reads, self.origin_of_read(view));
+        let rows = self.readers.pace.rows(limits, rows_per_second_max);
+        let workers = slices.len().min(rows);
+        let snapshot: Option<String> = if workers > 1 {
+            let exported = session.row(DOING, "SELECT pg_export_snapshot()").await?;
+            Some(session::get(DOING, &exported, 0)?)
+        } else {
+            None
         };
-        let values = (0..captured.columns.len()).map(value_at);
-        let key = captured.key_of(value_at);
-        let change = Change {
-            op: Op::Read,
-            key: &key,
-            origin,
-            text_bytes: values.clone().map(Value::bytes).sum(),
-            bytes_max: self.delivery.record_bytes_max(),
-        };
-        let encoded = captured.upsert(&change, None, values);
-        if let Some(undecodable) = &encoded.quarantined {
-            self.quarantine(captured, undecodable).await?;
+        let helpers = self.readers.helpers.iter().cloned().map(Some);
+        let sessions = std::iter::once(None).chain(helpers);
+        let mut works = Vec::with_capacity(workers);
+        for ((place, slice), helper) in slices.iter().enumerate().zip(sessions).take(workers) {
+            let captured = tables.get(&slice.table).cloned();
+            let captured =
+                captured.ok_or(LifeError::Order("a slice of a table that is not locked"))?;
+            let request = slice
+                .request
+                .and_then(|id| self.progress.request(&slice.table, id));
+            works.push(Work {
+                place,
+                snapshot: helper.as_ref().and(snapshot.clone()),
+                session: helper.unwrap_or_else(|| Arc::clone(session)),
+                captured,
+                origin,
+                range: slice.range.clone(),
+                condition: request.and_then(|request| request.condition.clone()),
+                bounds: Bounds {
+                    rows: rows / workers,
+                    bytes: limits.chunk_bytes_max / workers,
+                    time: Duration::from_millis(limits.chunk_ms_max),
+                    row_bytes: self.progress.read_of(slice).and_then(row_bytes),
+                },
+                record_bytes_max: self.delivery.record_bytes_max(),
+            });
         }
-        if let (Some(event), Ok(key)) = (&encoded.event, &key) {
+        Ok(works)
+    }
+
+    /// Sends what the workers read, until all of them have ended.
+    async fn send_slices(&mut self, works: Vec<Work>) -> Result<Vec<SliceRead>, LifeError> {
+        let (sender, mut batches) = mpsc::channel(works.len() * BATCHES_WAITING);
+        let captured: Vec<_> = works
+            .iter()
+            .map(|work| Arc::clone(&work.captured))
+            .collect();
+        let mut workers = JoinSet::new();
+        for work in works {
+            workers.spawn(work.run(sender.clone()));
+        }
+        drop(sender);
+        let mut first = true;
+        while let Some(batch) = batches.recv().await {
+            if std::mem::take(&mut first) {
+                fault::point("connector.in_read").await;
+            }
+            if let Some(captured) = captured.get(batch.place) {
+                self.send_batch(captured, &batch).await?;
+            }
+        }
+        let mut reads = Vec::with_capacity(captured.len());
+        while let Some(read) = workers.join_next().await {
+            reads.push(read.map_err(|_| LifeError::Order("a worker of a read panicked"))?);
+        }
+        Ok(reads)
+    }
+
+    async fn send_batch(&mut self, captured: &Captured, batch: &Batch) -> Result<(), LifeError> {
+        for (key, event) in batch.rows() {
             self.delivery
-                .upsert(captured.target(), &key.json, event, &[])
+                .upsert(captured.target(), key, event, &[])
                 .await?;
         }
-        Ok(encoded.event.map_or(0, |event| event.len()))
+        for undecodable in &batch.undecodable {
+            self.quarantine(captured, undecodable).await?;
+        }
+        Ok(())
+    }
+
+    /// What of the workers' errors is no end of the life. Rows that were handed over before are
+    /// rows of the snapshot like others, and count.
+    fn forgive(&mut self, reads: &mut [SliceRead], slices: &[Slice]) -> Result<(), LifeError> {
+        for read in reads {
+            let Some(error) = read.error.take() else {
+                continue;
+            };
+            let slice = slices.get(read.place);
+            let helper = read
+                .place
+                .checked_sub(1)
+                .and_then(|at| self.readers.helpers.get(at));
+            let request = slice.and_then(|slice| slice.request.zip(Some(&slice.table)));
+            if error.is_locked() || (request.is_none() && error.is_passing()) {
+                tracing::debug!(%error, "a worker steps back");
+            } else if let Some((id, table)) = request.filter(|_| error.is_of_the_statement()) {
+                self.give_up_request(&table.clone(), id, &error);
+            } else if let Some(helper) = helper.cloned().filter(|_| error.is_of_the_session()) {
+                tracing::warn!(%error, "a worker's session with the source is lost: {error}");
+                self.readers.forget(&helper);
+            } else {
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn give_up_request(&mut self, table: &str, id: u64, error: &SourceError) {
+        counter!(names::REQUESTS_FAILED).increment(1);
+        tracing::error!(
+            table, request = id, %error,
+            "read {id} of {table} is given up: {error}; ask for it again with another condition"
+        );
+        self.progress.give_up(table, id);
+    }
+
+    /// Counts the chunk's slices as read; how many rows were passed.
+    fn count_slices(&mut self, reads: Vec<SliceRead>, slices: &[Slice]) -> u64 {
+        let mut rows = 0;
+        for (end, slice) in reads
+            .into_iter()
+            .filter_map(|read| read.end.zip(slices.get(read.place)))
+        {
+            rows += end.rows;
+            let table = slice.table.clone();
+            counter!(names::READ_ROWS, "table" => table.clone()).increment(end.rows);
+            counter!(names::READ_BYTES, "table" => table).increment(end.bytes);
+            let mut read = self.progress.read_of(slice).cloned().unwrap_or_default();
+            read.running().rows += end.rows;
+            read.running().bytes += end.bytes;
+            self.progress.chunk_sent(slice, end);
+            if self.progress.read_of(slice).is_none_or(Read::is_done) {
+                say("is complete", &slice.table, slice.request, read.running());
+            }
+        }
+        if self.readers.is_to_say() {
+            for (table, request, read) in self.progress.running_reads() {
+                say("goes on", table, request, read);
+            }
+        }
+        rows
     }
 }
 
-/// Opens the cursor `chunk` over the rows above `read`, in key order. Cursor and comparison use
-/// each key column's own collation, as the primary key's index does.
-async fn open_cursor(
-    session: &Session,
-    captured: &Captured,
-    read: &Read,
-) -> Result<(), SourceError> {
-    let columns = list(captured.columns.iter().map(|name| identifier(name)));
-    let key = list(captured.key.iter().map(|column| identifier(&column.name)));
-    let above = match read {
-        Read::After(texts) => {
-            let values = captured.key.iter().zip(texts);
-            let values = values.map(|(column, text)| constant(text, &column.type_name));
-            format!("WHERE ({key}) > ({})", list(values))
-        }
-        Read::First | Read::Done => String::new(),
-    };
-    let sql = format!(
-        "DECLARE chunk NO SCROLL CURSOR FOR SELECT {columns} FROM {} {above} ORDER BY {key}",
-        captured.sql
+/// How far a read is, in the log.
+fn say(how: &str, table: &str, request: Option<u64>, read: &RunningRead) {
+    let (rows, bytes, about) = (read.rows, read.bytes, read.rows_estimate);
+    let seconds = now_us().saturating_sub(read.begun_at_us) / 1_000_000;
+    tracing::info!(
+        table,
+        request,
+        rows,
+        bytes,
+        rows_estimate = about,
+        ranges = read.ranges.len(),
+        seconds,
+        "the read of {table} {how}: {rows} of about {about} rows, {bytes} bytes, {seconds} s"
     );
-    session.execute(DOING, &sql).await
+}
+
+fn row_bytes(read: &Read) -> Option<usize> {
+    let Read::Running(running) = read else {
+        return None;
+    };
+    let bytes = running.bytes.checked_div(running.rows)?;
+    usize::try_from(bytes).ok()
 }
 
 /// See [`View::moved_sql`].
 async fn is_moved(session: &Session, table: u32) -> Result<bool, SourceError> {
     let rows = session.rows(DOING, &View::moved_sql(table)).await?;
     Ok(rows.first().and_then(|row| session::text(row, 0)) != Some("f"))
-}
-
-fn key_texts(captured: &Captured, row: &SimpleQueryRow) -> Result<Vec<String>, SourceError> {
-    let texts = captured.key_at.iter().map(|at| {
-        session::text(row, *at)
-            .map(str::to_owned)
-            .ok_or(SourceError::Answer { doing: DOING })
-    });
-    texts.collect()
-}
-
-/// A constant of a column's type, from its text.
-pub(super) fn constant(text: &str, type_name: &str) -> String {
-    format!("{}::{type_name}", literal(text))
-}
-
-pub(super) fn list(items: impl Iterator<Item = String>) -> String {
-    items.collect::<Vec<_>>().join(", ")
 }

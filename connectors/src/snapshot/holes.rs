@@ -16,7 +16,7 @@ use bytes::Bytes;
 use metrics::{counter, histogram};
 use service::fault::{self, in_force};
 
-use super::chunk::{constant, list};
+use super::sql::{constant, list};
 use super::view::View;
 use crate::captured::{Captured, Key};
 use crate::error::LifeError;

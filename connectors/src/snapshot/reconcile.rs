@@ -4,13 +4,14 @@
 //! topics, asks the source in batches which of their keys exist, and deletes the others.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use kafka::checkpoint::Reconcile;
 use kafka::follower::TopicScan;
 use service::fault;
 
-use super::chunk::{constant, list};
+use super::sql::{constant, list};
 use super::view::View;
 use crate::captured::{Captured, Key};
 use crate::encode::envelope::{Origin, Snapshot as SnapshotMark};
@@ -25,6 +26,7 @@ const DOING: &str = "ask which keys exist";
 #[derive(Debug)]
 pub(crate) struct Scan {
     table: String,
+    request: Option<u64>,
     partition: i32,
     scan: TopicScan,
     /// Read and not compared yet: its keys, and where the scan goes on.
@@ -40,16 +42,34 @@ enum Existing {
 
 impl Life<'_> {
     /// Compares the next keys of a topic with the source; false if the source is in the way.
-    pub(crate) async fn reconcile_batch(&mut self, session: &Session) -> Result<bool, LifeError> {
-        let Some((table, partition, stale)) = self.progress.next_reconcile() else {
-            return Ok(true);
-        };
+    pub(crate) async fn reconcile_batch(
+        &mut self,
+        table: &str,
+        request: Option<u64>,
+        partition: i32,
+        stale: Reconcile,
+    ) -> Result<bool, LifeError> {
+        let session = &Arc::clone(&self.reads);
         let captured = self.captured_now(table)?;
-        let (keys, next) = self.stale_keys(&captured, partition, stale).await?;
+        let (keys, next) = self
+            .stale_keys(&captured, request, partition, stale)
+            .await?;
+        let condition = request
+            .and_then(|id| self.progress.request(table, id))
+            .and_then(|request| request.condition.clone());
         let Some(view) = self.try_view(session).await? else {
             return Ok(false);
         };
-        let Existing::Keys(existing) = existing(session, &captured, &keys).await? else {
+        let existing = existing(session, &captured, condition.as_deref(), &keys).await;
+        let existing = match (existing, request) {
+            (Err(LifeError::Source(error)), Some(id)) if error.is_of_the_statement() => {
+                View::close(session).await?;
+                self.give_up_request(table, id, &error);
+                return Ok(true);
+            }
+            (existing, _) => existing?,
+        };
+        let Existing::Keys(existing) = existing else {
             View::close(session).await?;
             return Ok(false);
         };
@@ -61,7 +81,8 @@ impl Life<'_> {
         let lsn = self.lsn_of_read(session, &view).await?;
         View::close(session).await?;
         self.count_read(lsn).await?;
-        self.progress.reconciled(&captured.name, partition, next);
+        self.progress
+            .reconciled(&captured.name, request, partition, next);
         if let Some(scan) = &mut self.scan {
             scan.batch = None;
         }
@@ -72,17 +93,20 @@ impl Life<'_> {
     async fn stale_keys(
         &mut self,
         captured: &Captured,
+        request: Option<u64>,
         partition: i32,
         stale: Reconcile,
     ) -> Result<(BTreeSet<Bytes>, i64), LifeError> {
+        let wanted = (captured.name.as_str(), request, partition);
         let kept = self
             .scan
             .take()
-            .filter(|scan| scan.table == captured.name && scan.partition == partition);
+            .filter(|scan| (scan.table.as_str(), scan.request, scan.partition) == wanted);
         let mut scan = match kept {
             Some(scan) => scan,
             None => Scan {
                 table: captured.name.clone(),
+                request,
                 partition,
                 scan: TopicScan::new(
                     &self.config.kafka,
@@ -143,11 +167,12 @@ pub(super) fn valued(records: Vec<(Bytes, bool)>) -> BTreeSet<Bytes> {
         .collect()
 }
 
-/// Those of `keys` that the source has, byte for byte as they would be written now: a numeric
+/// Those of `keys` that the source has, or that a condition does not speak of; byte for byte as they would be written now: a numeric
 /// `1.0` is not the row `1.00`.
 async fn existing(
     session: &Session,
     captured: &Captured,
+    condition: Option<&str>,
     keys: &BTreeSet<Bytes>,
 ) -> Result<Existing, LifeError> {
     let askable: Vec<_> = keys
@@ -157,7 +182,7 @@ async fn existing(
     let mut existing = BTreeSet::new();
     let mut parts = vec![askable.as_slice()];
     while let Some(part) = parts.pop() {
-        match ask(session, captured, part).await {
+        match ask(session, captured, condition, part).await {
             Ok(Existing::Keys(some)) => existing.extend(some),
             Ok(Existing::Moved) => return Ok(Existing::Moved),
             // A text that the column's type does not take cannot be a key of it any more.
@@ -175,6 +200,7 @@ async fn existing(
 async fn ask(
     session: &Session,
     captured: &Captured,
+    condition: Option<&str>,
     keys: &[Vec<String>],
 ) -> Result<Existing, SourceError> {
     if keys.is_empty() {
@@ -189,13 +215,19 @@ async fn ask(
         )
     });
     let columns = list(names.iter().map(|name| format!("t.{name}")));
+    let (names, wanted) = (names.join(", "), list(wanted));
+    // Of other keys nobody asked whether they exist.
+    let others = condition.map_or_else(String::new, |condition| {
+        let table = identifier(captured.table());
+        format!(
+            " UNION ALL SELECT {names} FROM (VALUES {wanted}) AS {table} ({names}) \
+             WHERE (\n{condition}\n) IS NOT TRUE"
+        )
+    });
     let sql = format!(
-        "SAVEPOINT ask; SELECT {columns} FROM {} AS t JOIN (VALUES {}) AS wanted ({}) USING ({}); \
-         {}; ROLLBACK TO ask; RELEASE ask",
+        "SAVEPOINT ask; SELECT {columns} FROM {} AS t JOIN (VALUES {wanted}) AS wanted ({names}) \
+         USING ({names}){others}; {}; ROLLBACK TO ask; RELEASE ask",
         captured.sql,
-        list(wanted),
-        names.join(", "),
-        names.join(", "),
         View::moved_sql(captured.oid)
     );
     let answer = session.rows(DOING, &sql).await;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use kafka::Lsn;
+use kafka::{KafkaConfig, Lsn};
 use service::fault::{self, in_force};
 
 use crate::encode::envelope::now_us;
@@ -85,6 +85,12 @@ impl View {
     }
 }
 
+/// How long an open Kafka transaction may wait for a read to be flushed: half of what Kafka
+/// allows it, so that the rest is left for its record.
+fn unflushed_max(kafka: &KafkaConfig) -> Duration {
+    Duration::from_millis(u64::from(kafka.transaction_timeout_ms)) / 2
+}
+
 impl Life<'_> {
     /// A view that shows every transaction sent so far, and each that ran when the slot was
     /// taken; none yet: step back and come again.
@@ -157,9 +163,19 @@ impl Life<'_> {
 
     /// A read counts once the WAL is flushed to its LSN: what a crash of the server takes back
     /// must not stand in the topics.
+    ///
+    /// A server that does not flush is not waited for until Kafka ends the open transaction:
+    /// that would look as if somebody else wrote.
     pub(crate) async fn count_read(&mut self, lsn: Lsn) -> Result<(), LifeError> {
         let begun = Instant::now();
+        let limit = unflushed_max(&self.config.kafka).saturating_sub(self.delivery.age());
         while in_force("read_is_flushed") && self.control.flushed().await? < lsn {
+            if in_force("unflushed_bounded") && begun.elapsed() > limit {
+                return Err(LifeError::NotFlushed {
+                    lsn,
+                    waited_ms: begun.elapsed().as_millis(),
+                });
+            }
             if begun.elapsed() > VIEW_KEPT_UNFLUSHED {
                 self.drop_view().await?;
             }

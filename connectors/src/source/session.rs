@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use service::fault::in_force;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, NoTls, SimpleQueryMessage, SimpleQueryRow, SimpleQueryStream};
+use tokio_postgres::{Client, CopyOutStream, NoTls, SimpleQueryMessage, SimpleQueryRow};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::replication::{SESSION_SETTINGS, addresses};
@@ -53,20 +53,46 @@ impl SourceError {
         }
     }
 
-    /// Does the read only have to step back and come again? A lock of the source's was in the
-    /// way, or what was to be read was altered since its snapshot.
+    /// Was a lock of the source's in the way?
     #[must_use]
-    pub fn is_passing(&self) -> bool {
+    pub fn is_locked(&self) -> bool {
         self.sql_state().is_some_and(|state| {
             [
                 SqlState::LOCK_NOT_AVAILABLE,
-                SqlState::UNDEFINED_COLUMN,
-                SqlState::UNDEFINED_TABLE,
                 SqlState::T_R_SERIALIZATION_FAILURE,
                 SqlState::T_R_DEADLOCK_DETECTED,
             ]
             .contains(state)
         })
+    }
+
+    /// Is the session of no use any more? The connection broke, or the server ended it.
+    #[must_use]
+    pub fn is_of_the_session(&self) -> bool {
+        match self {
+            Self::Query { source, .. } => source
+                .code()
+                .is_none_or(|state| ["57P", "08"].iter().any(|c| state.code().starts_with(c))),
+            Self::Connect { .. } | Self::ConnectTimeout { .. } | Self::Timeout { .. } => true,
+            Self::Url(_) | Self::Answer { .. } => false,
+        }
+    }
+
+    /// Did the server refuse the statement, and would again?
+    #[must_use]
+    pub fn is_of_the_statement(&self) -> bool {
+        self.sql_state().is_some() && !self.is_of_the_session() && !self.is_locked()
+    }
+
+    /// Does the read only have to step back and come again? A lock of the source's was in the
+    /// way, or what was to be read was altered since its snapshot.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        let altered = [SqlState::UNDEFINED_COLUMN, SqlState::UNDEFINED_TABLE];
+        self.is_locked()
+            || self
+                .sql_state()
+                .is_some_and(|state| altered.contains(state))
     }
 }
 
@@ -151,6 +177,12 @@ impl Session {
         Self { answer_max, ..self }
     }
 
+    /// The limit for each answer.
+    #[must_use]
+    pub fn answer_max(&self) -> Duration {
+        self.answer_max
+    }
+
     async fn answer<T>(
         &self,
         doing: &'static str,
@@ -198,16 +230,21 @@ impl Session {
             .ok_or(SourceError::Answer { doing })
     }
 
-    /// Rows as they come.
+    /// What a `COPY … TO STDOUT` sends.
     ///
     /// # Errors
-    /// Where the connection is lost; a failing statement shows in the stream.
-    pub async fn stream(
-        &self,
-        doing: &'static str,
-        sql: &str,
-    ) -> Result<SimpleQueryStream, SourceError> {
-        self.answer(doing, self.client.simple_query_raw(sql)).await
+    /// Where it is refused or the connection is lost; what fails later shows in the stream, whose
+    /// items come within [`Session::answer_max`] each.
+    pub async fn copy(&self, doing: &'static str, sql: &str) -> Result<CopyOutStream, SourceError> {
+        self.answer(doing, self.client.copy_out(sql)).await
+    }
+
+    /// Has one statement parsed and planned, not executed.
+    ///
+    /// # Errors
+    /// Where it is none, names what is not there, or the connection is lost.
+    pub async fn prepare(&self, doing: &'static str, sql: &str) -> Result<(), SourceError> {
+        self.answer(doing, self.client.prepare(sql)).await.map(drop)
     }
 
     /// Statements without an answer.

@@ -182,6 +182,12 @@ impl Plan<'_> {
         self
     }
 
+    /// A variable of this process.
+    pub(crate) fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// Rules that are out of force in this process, besides those that `RULES_OFF` names.
     pub(crate) fn without_rules(mut self, rules: &str) -> Self {
         let mut off = std::env::var("RULES_OFF").unwrap_or_default();

@@ -1,0 +1,336 @@
+//! One slice of a chunk: read in a session of its own, encoded, handed to the life's task.
+//!
+//! A worker sends nothing. What it has read goes through a bounded channel to the one task that
+//! holds the stream still meanwhile and sends it, so the order of events and records is that
+//! task's, however many workers there are.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::{FutureExt as _, StreamExt as _, pin_mut};
+use kafka::checkpoint::KeyRange;
+use kafka::event::Op;
+use tokio::sync::mpsc;
+
+use super::pace::Bounds;
+use super::rows::Fields;
+use super::sql;
+use crate::captured::{Captured, Change, Frame};
+use crate::encode::envelope::{Origin, Value};
+use crate::progress::ChunkEnd;
+use crate::quarantine::Undecodable;
+use crate::source::{Session, SourceError, literal, session};
+
+pub(super) const DOING: &str = "read a table";
+
+/// Encoded rows are handed over at so many bytes.
+const BATCH_BYTES: usize = 128 * 1024;
+
+/// What a worker is to read.
+#[derive(Debug)]
+pub(super) struct Work {
+    /// Which of the chunk's slices it is.
+    pub(super) place: usize,
+    pub(super) session: Arc<Session>,
+    /// The exported snapshot to read in; none: the session's transaction has it already.
+    pub(super) snapshot: Option<String>,
+    pub(super) captured: Arc<Captured>,
+    pub(super) origin: Origin,
+    pub(super) range: KeyRange,
+    pub(super) condition: Option<String>,
+    pub(super) bounds: Bounds,
+    /// Of a record's key and value.
+    pub(super) record_bytes_max: usize,
+}
+
+/// Rows that were read, encoded.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pub(super) place: usize,
+    bytes: Vec<u8>,
+    /// Where each row's key and event end.
+    ends: Vec<(usize, usize)>,
+    /// Rows that cannot be sent.
+    pub(super) undecodable: Vec<Undecodable>,
+}
+
+/// How a worker ended. What `end` says was handed over, also where an error followed.
+#[derive(Debug)]
+pub(super) struct SliceRead {
+    pub(super) place: usize,
+    /// None: nothing was passed.
+    pub(super) end: Option<ChunkEnd>,
+    pub(super) error: Option<SourceError>,
+}
+
+impl Batch {
+    /// Key and event of each row.
+    pub(super) fn rows(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let begins = std::iter::once(0).chain(self.ends.iter().map(|(_, end)| *end));
+        begins
+            .zip(&self.ends)
+            .map(|(begin, (key, end))| (&self.bytes[begin..*key], &self.bytes[*key..*end]))
+    }
+}
+
+impl Work {
+    /// Reads until the slice or the chunk is at its end.
+    pub(super) async fn run(self, batches: mpsc::Sender<Batch>) -> SliceRead {
+        let mut reader = Reader::new(&self, batches);
+        let read = reader.read().await;
+        let closed = self.close(read.is_err()).await;
+        SliceRead {
+            place: self.place,
+            end: reader.end(matches!(read, Ok(true))),
+            error: read.err().or(closed.err()),
+        }
+    }
+
+    async fn open(&self) -> Result<(), SourceError> {
+        let sql = match &self.snapshot {
+            Some(snapshot) => format!(
+                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
+                literal(snapshot)
+            ),
+            None => "SAVEPOINT slice".to_owned(),
+        };
+        self.session.execute(DOING, &sql).await
+    }
+
+    /// By COMMIT, as [`super::view::View::close`]. The session that has the view keeps it.
+    async fn close(&self, failed: bool) -> Result<(), SourceError> {
+        let sql = match (&self.snapshot, failed) {
+            (Some(_), _) => "COMMIT",
+            (None, false) => "RELEASE slice",
+            (None, true) => "ROLLBACK TO slice; RELEASE slice",
+        };
+        self.session.execute(DOING, sql).await
+    }
+}
+
+struct Reader<'a> {
+    work: &'a Work,
+    batches: mpsc::Sender<Batch>,
+    batch: Batch,
+    fields: Fields,
+    begun: Instant,
+    /// Rows passed, and bytes of events; the last key of them.
+    rows: usize,
+    bytes: usize,
+    after: Option<Vec<String>>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(work: &'a Work, batches: mpsc::Sender<Batch>) -> Self {
+        Self {
+            work,
+            batches,
+            batch: Batch::default(),
+            fields: Fields::default(),
+            begun: Instant::now(),
+            rows: 0,
+            bytes: 0,
+            after: None,
+        }
+    }
+
+    fn end(self, complete: bool) -> Option<ChunkEnd> {
+        (complete || self.after.is_some()).then(|| ChunkEnd {
+            after: self.after.filter(|_| !complete),
+            rows: self.rows as u64,
+            bytes: self.bytes as u64,
+        })
+    }
+
+    /// True if the slice is at its end.
+    async fn read(&mut self) -> Result<bool, SourceError> {
+        self.work.open().await?;
+        let bounds = &self.work.bounds;
+        while let Some(fetch) = bounds.next_fetch(self.rows, self.bytes, self.begun.elapsed()) {
+            let range = KeyRange {
+                after: self.after.clone().or_else(|| self.work.range.after.clone()),
+                to: self.work.range.to.clone(),
+            };
+            let complete = match &self.work.condition {
+                None => self.fetch(&range, fetch).await?,
+                Some(condition) => self.sift(range, fetch, condition).await?,
+            };
+            if complete {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The next `fetch` rows of a range; true if that were all.
+    async fn fetch(&mut self, range: &KeyRange, fetch: usize) -> Result<bool, SourceError> {
+        let sql = sql::copy(&self.work.captured, range, None, Some(fetch));
+        let before = self.rows;
+        self.copy(&sql).await?;
+        Ok(self.rows - before < fetch)
+    }
+
+    /// Those of the next `fetch` rows that fulfil the condition; true if that were all. The
+    /// window is cut first: how long a statement takes must not hang on how rare such rows are.
+    async fn sift(
+        &mut self,
+        range: KeyRange,
+        fetch: usize,
+        condition: &str,
+    ) -> Result<bool, SourceError> {
+        let captured = &self.work.captured;
+        let edge = sql::edge(captured, &range, fetch);
+        let edge = self.work.session.rows(DOING, &edge).await?;
+        let edge = match edge.first() {
+            None => None,
+            Some(row) => Some(
+                (0..captured.key.len())
+                    .map(|at| session::text(row, at).map(str::to_owned))
+                    .collect::<Option<Vec<_>>>()
+                    .ok_or(SourceError::Answer { doing: DOING })?,
+            ),
+        };
+        let window = KeyRange {
+            after: range.after,
+            to: edge.clone().or(range.to),
+        };
+        let sql = sql::copy(captured, &window, Some(condition), None);
+        let before = self.rows;
+        self.copy(&sql).await?;
+        if let Some(edge) = edge {
+            self.rows = before + fetch;
+            self.after = Some(edge);
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    /// Encodes and hands over what a COPY gives.
+    async fn copy(&mut self, sql: &str) -> Result<(), SourceError> {
+        let captured = Arc::clone(&self.work.captured);
+        let frame = captured.frame(&self.work.origin);
+        let lines = self.work.session.copy(DOING, sql).await?;
+        pin_mut!(lines);
+        let (mut last, timeout) = (None, self.work.session.answer_max());
+        let copied = loop {
+            let line = match lines.next().now_or_never() {
+                Some(line) => line,
+                None => match tokio::time::timeout(timeout, lines.next()).await {
+                    Ok(line) => line,
+                    Err(_) => {
+                        break Err(SourceError::Timeout {
+                            doing: DOING,
+                            timeout,
+                        });
+                    }
+                },
+            };
+            match line {
+                None => break Ok(()),
+                Some(Ok(line)) => {
+                    if let Err(error) = self.encode(&captured, &frame, &line) {
+                        break Err(error);
+                    }
+                    self.rows += 1;
+                    last = Some(line);
+                    if self.batch.bytes.len() >= BATCH_BYTES || !self.batch.undecodable.is_empty() {
+                        self.hand_over().await?;
+                    }
+                }
+                Some(Err(source)) => {
+                    break Err(SourceError::Query {
+                        doing: DOING,
+                        source,
+                    });
+                }
+            }
+        };
+        if let Some(line) = last {
+            self.hand_over().await?;
+            self.fields.split(&line);
+            // The next statement begins behind a key that can be written in it.
+            match self.key_texts(&captured, &line) {
+                Some(key) => self.after = Some(key),
+                None => return Err(SourceError::Answer { doing: DOING }),
+            }
+        }
+        copied
+    }
+
+    /// Appends a row's key and event to the batch, or what becomes of it where that cannot be.
+    fn encode(
+        &mut self,
+        captured: &Captured,
+        frame: &Frame,
+        line: &[u8],
+    ) -> Result<(), SourceError> {
+        if self.fields.split(line) != captured.columns.len() {
+            return Err(SourceError::Answer { doing: DOING });
+        }
+        let (fields, bytes_max) = (&self.fields, self.work.record_bytes_max);
+        let out = &mut self.batch.bytes;
+        let begin = out.len();
+        // No JSON is shorter than half of its text: what is far too large is not encoded first.
+        let key_end = (line.len() / 2 <= bytes_max)
+            .then(|| captured.append_read(out, frame, |at| fields.get(line, at)))
+            .flatten()
+            .filter(|_| out.len() - begin <= bytes_max);
+        match key_end {
+            Some(key_end) => self.batch.ends.push((key_end, out.len())),
+            None => {
+                out.truncate(begin);
+                self.set_aside(captured, line);
+            }
+        }
+        self.bytes += self.batch.bytes.len() - begin;
+        Ok(())
+    }
+
+    /// A row that cannot be sent as it is.
+    fn set_aside(&mut self, captured: &Captured, line: &[u8]) {
+        let fields = &self.fields;
+        let value_at = |at| fields.get(line, at).map_or(Value::Null, Value::Text);
+        let values = (0..captured.columns.len()).map(value_at);
+        let key = captured.key_of(value_at);
+        let change = Change {
+            op: Op::Read,
+            key: &key,
+            origin: &self.work.origin,
+            text_bytes: values.clone().map(Value::bytes).sum(),
+            bytes_max: self.work.record_bytes_max,
+        };
+        let encoded = captured.upsert(&change, None, values);
+        if let (Some(event), Ok(key)) = (&encoded.event, &key) {
+            self.batch.bytes.extend_from_slice(&key.json);
+            let key_end = self.batch.bytes.len();
+            self.batch.bytes.extend_from_slice(event);
+            self.batch.ends.push((key_end, self.batch.bytes.len()));
+        }
+        self.batch
+            .undecodable
+            .extend(encoded.quarantined.map(|undecodable| *undecodable));
+    }
+
+    /// The key of the line that was taken apart last; none: it is no text.
+    fn key_texts(&self, captured: &Captured, line: &[u8]) -> Option<Vec<String>> {
+        let texts = captured.key_at.iter().map(|at| {
+            let text = self.fields.get(line, *at)?;
+            std::str::from_utf8(text).ok().map(str::to_owned)
+        });
+        texts.collect()
+    }
+
+    async fn hand_over(&mut self) -> Result<(), SourceError> {
+        let next = Batch {
+            place: self.work.place,
+            bytes: Vec::with_capacity(BATCH_BYTES + BATCH_BYTES / 8),
+            ends: Vec::with_capacity(self.batch.ends.len()),
+            undecodable: Vec::new(),
+        };
+        let mut batch = std::mem::replace(&mut self.batch, next);
+        batch.place = self.work.place;
+        // The other end is gone only with the life, and this task with it.
+        let sent = self.batches.send(batch).await;
+        sent.map_err(|_| SourceError::Answer { doing: DOING })
+    }
+}

@@ -1,0 +1,201 @@
+//! Table reads: several at once, resumed at the chunk, paced.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+use fixtures::postgres::{Postgres, Version};
+use kafka::checkpoint::{KeyRange, Read};
+
+use crate::harness::{Journal, Rig, always, equals_source, sum};
+
+const ITEM: &str = "public.item";
+const PART: &str = "public.part";
+const DDL: &str = "CREATE TABLE item (id bigint PRIMARY KEY, n int NOT NULL); \
+                   CREATE TABLE part (id int, code text, n int NOT NULL, PRIMARY KEY (code, id)); \
+                   INSERT INTO item SELECT g, g FROM generate_series(1, 60) g; \
+                   INSERT INTO part SELECT g, E'c\\t\\\\' || g % 3, g FROM generate_series(1, 20) g";
+/// Six ranges of `item`, three read at once, two rows each.
+const RANGES: &str = "read_workers = 3\nchunk_rows = 6";
+
+async fn rig() -> Result<Rig> {
+    Rig::new(&[ITEM, PART], DDL).await
+}
+
+/// The ranges of a table's read in each record, in which it is under way.
+fn ranges(journal: &Journal, table: &str) -> Vec<Vec<KeyRange>> {
+    let reads = journal
+        .checkpoints
+        .iter()
+        .map(|record| &record.tables[table].read);
+    let running = reads.filter(|read| matches!(read, Read::Running(_)));
+    running.map(Read::ranges).collect()
+}
+
+/// How often each row was read.
+fn times_read(journal: &Journal) -> BTreeMap<String, usize> {
+    let mut times = BTreeMap::new();
+    for table in [ITEM, PART] {
+        for record in journal.of(table) {
+            if record
+                .value
+                .as_ref()
+                .is_some_and(|value| value["op"] == "r")
+            {
+                *times.entry(format!("{table} {}", record.key)).or_default() += 1;
+            }
+        }
+    }
+    times
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_ranges_of_a_table_are_read_at_once() -> Result<()> {
+    let rig = rig().await?;
+    let connector = rig.connector().reads(RANGES).start()?;
+    let mut journal = rig.journal()?;
+    equals_source(&rig, &mut journal, &[ITEM, PART]).await?;
+    connector.kill().await;
+    let ranges = ranges(&journal, ITEM);
+    let moved = ranges.windows(2).map(|records| {
+        let stays = |range: &&KeyRange| records[1].contains(range);
+        records[0].len() - records[0].iter().filter(stays).count()
+    });
+    ensure!(moved.max() == Some(3), "{ranges:#?}");
+    ensure!(times_read(&journal).values().all(|times| *times == 1));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_tables_are_read_at_once() -> Result<()> {
+    let rig = rig().await?;
+    let reads = "read_workers = 4\nchunk_rows = 1000";
+    let connector = rig.connector().reads(reads).start()?;
+    connector.ready().await?;
+    let mut journal = rig.journal()?;
+    equals_source(&rig, &mut journal, &[ITEM, PART]).await?;
+    let of = |table: &str| -> Option<serde_json::Value> {
+        let record = journal.of(table).into_iter().next()?;
+        Some(record.value.as_ref()?["source"]["ts_us"].clone())
+    };
+    ensure!(
+        of(ITEM).is_some() && of(ITEM) == of(PART),
+        "one snapshot shows both"
+    );
+    connector.kill().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_goes_on_at_the_chunk_of_each_range() -> Result<()> {
+    let rig = rig().await?;
+    let plan = rig.connector().reads(RANGES);
+    for point in [
+        "in_read:kill:2",
+        "after_send:kill:4",
+        "after_chunk:kill:2",
+        "before_commit:kill:3",
+        "after_commit:kill:3",
+    ] {
+        let killed = plan.clone().faults(&format!("connector.{point}")).start()?;
+        let (_, log) = killed.ended().await?;
+        ensure!(log.contains("fault point"), "{point}: {log}");
+    }
+    let connector = plan.start()?;
+    let mut journal = rig.journal()?;
+    equals_source(&rig, &mut journal, &[ITEM, PART]).await?;
+    connector.kill().await;
+    let twice: Vec<_> = times_read(&journal)
+        .into_iter()
+        .filter(|(_, times)| *times != 1)
+        .collect();
+    ensure!(twice.is_empty(), "read again: {twice:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_a_second_are_bounded() -> Result<()> {
+    let rig = rig().await?;
+    let plan = rig.connector().reads("rows_per_second_max = 100");
+    let connector = plan.start()?;
+    let mut journal = rig.journal()?;
+    equals_source(&rig, &mut journal, &[ITEM, PART]).await?;
+    connector.kill().await;
+    let sent = journal.records.iter().filter_map(|record| {
+        let value = record.value.as_ref()?;
+        value["ts_ms"].as_i64()
+    });
+    let (first, last) = (sent.clone().min(), sent.max());
+    let took_ms = last.zip(first).map(|(last, first)| last - first);
+    // 80 rows, and the last 25 of them come at once.
+    ensure!(took_ms >= Some(500), "80 rows came within {took_ms:?} ms");
+    Ok(())
+}
+
+/// What is read while the source changes is the source at every checkpoint.
+#[tokio::test(flavor = "multi_thread")]
+async fn ranges_that_change_while_they_are_read_are_whole_at_every_checkpoint() -> Result<()> {
+    let rig = rig().await?;
+    let first = rig.connector().start()?;
+    first.ready().await?;
+    // Every row is read again, while readers take checkpoints.
+    let total = 60 * 61 / 2;
+    let writer = {
+        let session = rig.session().await?;
+        tokio::spawn(async move {
+            for step in 0..200_i64 {
+                let (from, to) = (step * 7 % 60 + 1, step * 11 % 60 + 1);
+                let sql = format!(
+                    "BEGIN; UPDATE item SET n = n - 1 WHERE id = {from}; \
+                     UPDATE item SET n = n + 1 WHERE id = {to}; COMMIT"
+                );
+                session.batch_execute(&sql).await?;
+            }
+            anyhow::Ok(())
+        })
+    };
+    first.kill().await;
+    rig.run("ALTER TABLE item ADD COLUMN color text NOT NULL DEFAULT 'red'")
+        .await?;
+    let plan = rig.connector().reads(RANGES).stream("record_ms = 1");
+    let killed = plan
+        .clone()
+        .faults("connector.after_chunk:kill:3")
+        .start()?;
+    killed.ended().await?;
+    let next = plan.start()?;
+    writer.await??;
+    let mut journal = rig.journal()?;
+    equals_source(&rig, &mut journal, &[ITEM, PART]).await?;
+    next.kill().await;
+    ensure!(times_read(&journal).values().any(|times| *times > 1));
+    always(&journal, "the sum", |tables| {
+        sum(tables, ITEM, "n") == total
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_that_is_not_flushed_is_taken_back_before_kafka_ends_its_transaction() -> Result<()>
+{
+    let settings = [("wal_writer_delay", "10000ms"), ("autovacuum", "off")];
+    let server = Postgres::start_with(Version::Legacy15, &settings).await?;
+    let rig = Rig::on(&server, &[ITEM, PART], DDL).await?;
+    let connector = rig
+        .connector()
+        .environment("TRIBUTARY_KAFKA__TRANSACTION_TIMEOUT_MS", "2000")
+        .faults("connector.after_create:sleep:1:2000")
+        .start()?;
+    connector.logged("after_create: sleeps").await?;
+    rig.run("SET synchronous_commit = off; UPDATE item SET n = 0")
+        .await?;
+    connector
+        .logged("what was read is taken back and read again")
+        .await?;
+    rig.run("SET synchronous_commit = on; UPDATE item SET n = 1")
+        .await?;
+    let mut journal = rig.journal()?;
+    equals_source(&rig, &mut journal, &[ITEM, PART])
+        .await
+        .with_context(|| connector.log())?;
+    connector.kill().await;
+    Ok(())
+}
