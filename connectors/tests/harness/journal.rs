@@ -94,15 +94,32 @@ impl Journal {
         }
     }
 
-    /// Reads until a whole checkpoint is at or past `lsn`.
+    /// Reads until a whole checkpoint is at or past `lsn`, and every event that it covers.
     pub(crate) async fn until_position(&mut self, lsn: Lsn) -> Result<()> {
         self.until(&format!("a whole checkpoint at {lsn}"), |journal| {
-            journal
-                .checkpoints
-                .last()
-                .is_some_and(|last| last.is_whole() && last.position >= lsn)
+            journal.checkpoints.last().is_some_and(|last| {
+                last.is_whole() && last.position >= lsn && journal.has_read_to(last)
+            })
         })
         .await
+    }
+
+    /// Partitions come each at their own pace: is every event read that a checkpoint covers?
+    fn has_read_to(&self, checkpoint: &Checkpoint) -> bool {
+        let ours = |topic: &&String| self.topics.contains(topic);
+        checkpoint
+            .offsets
+            .iter()
+            .filter(|(topic, _)| ours(topic))
+            .flat_map(|(topic, partitions)| partitions.iter().map(move |end| (topic, end)))
+            .all(|(topic, (partition, end))| {
+                let newest = self.records.iter().rev();
+                newest
+                    .filter(|record| record.topic == *topic && record.partition == *partition)
+                    .map(|record| record.offset + 1)
+                    .next()
+                    >= Some(*end)
+            })
     }
 
     fn read_on(&mut self) -> Result<()> {
