@@ -11,7 +11,7 @@ struct Migration {
 }
 
 /// In order. A migration that was released is never changed: its checksum is compared.
-static MIGRATIONS: [Migration; 2] = [
+static MIGRATIONS: [Migration; 3] = [
     Migration {
         version: 1,
         name: "view",
@@ -21,6 +21,11 @@ static MIGRATIONS: [Migration; 2] = [
         version: 2,
         name: "rebuild",
         sql: include_str!("../migrations/0002_rebuild.sql"),
+    },
+    Migration {
+        version: 3,
+        name: "quarantine_lsn",
+        sql: include_str!("../migrations/0003_quarantine_lsn.sql"),
     },
 ];
 

@@ -10,6 +10,7 @@
 //! No consumer group: a reader's offsets belong to its data and commit with that.
 
 mod checkpoint_log;
+mod reading;
 mod scan;
 
 use std::collections::BTreeMap;
@@ -20,14 +21,18 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::config::KafkaConfig;
-use crate::partition::{PartitionConsumer, PartitionError, PartitionReader, Read, Record};
+use crate::partition::{PartitionConsumer, PartitionError, PartitionReader, Read};
 use crate::topic;
 use crate::{Checkpoint, Offsets};
 
 use checkpoint_log::{CheckpointLog, Found, Lost};
+use reading::{Progress, Reading, Target};
 
 pub use checkpoint_log::last_record;
 pub use scan::TopicScan;
+
+/// Names `<source>.quarantine` among the tables: its records come before those of the tables.
+pub const QUARANTINE: &str = "quarantine";
 
 /// Where a reader stands: what commits with its data. The default begins with nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,7 +51,7 @@ pub struct Standing {
 pub struct Event {
     /// The full name, as in [`Standing::offsets`].
     pub topic: Arc<str>,
-    /// `schema.table`.
+    /// `schema.table`, or [`QUARANTINE`].
     pub table: Arc<str>,
     pub partition: i32,
     pub offset: i64,
@@ -89,7 +94,7 @@ pub struct FollowerOptions {
     pub step_events_max: usize,
     /// Keys and values in a step, bytes; a step goes over it by one event at most.
     pub step_bytes_max: usize,
-    /// `schema.table`; none: all.
+    /// `schema.table`, and [`QUARANTINE`] where that is wanted too; none: all tables.
     pub tables: Option<Vec<String>>,
 }
 
@@ -147,33 +152,8 @@ pub struct Follower {
     to_be_undone: bool,
 }
 
-/// A checkpoint that is being read.
-#[derive(Debug)]
-struct Reading {
-    found: Found,
-    targets: Vec<Target>,
-    /// Targets before this one have been reached.
-    at: usize,
-    events: Vec<Event>,
-    bytes: usize,
-    /// Some of its events have been given.
-    begun: bool,
-}
-
-#[derive(Debug)]
-struct Target {
-    topic: Arc<str>,
-    table: Arc<str>,
-    partition: i32,
-    end: i64,
-}
-
-#[derive(Debug)]
-enum Progress {
-    StepIsFull,
-    Complete,
-    Lost,
-}
+/// A topic that a record covers: full name, `schema.table`, and the offset by partition.
+type Covered<'a> = (Arc<str>, Arc<str>, &'a BTreeMap<i32, i64>);
 
 impl Follower {
     /// Does not connect yet.
@@ -322,12 +302,7 @@ impl Follower {
     async fn plan(&mut self, found: Found) -> Result<Reading, FollowerError> {
         let mut targets = Vec::new();
         let mut new = Vec::new();
-        for (topic, partitions) in &found.record.offsets {
-            let table = topic.strip_prefix(&self.prefix).unwrap_or(topic);
-            if !self.reads(table) {
-                continue;
-            }
-            let (topic, table): (Arc<str>, Arc<str>) = (topic.as_str().into(), table.into());
+        for (topic, table, partitions) in self.covered(&found.record) {
             let is_new = |p: &i32| !self.readers.contains_key(&(Arc::clone(&topic), *p));
             if partitions.keys().any(is_new) {
                 new.extend(self.unread_partitions(&topic, partitions).await?);
@@ -358,8 +333,27 @@ impl Follower {
     }
 
     fn reads(&self, table: &str) -> bool {
-        let tables = self.options.tables.as_ref();
-        tables.is_none_or(|tables| tables.iter().any(|name| name == table))
+        match &self.options.tables {
+            Some(tables) => tables.iter().any(|name| name == table),
+            None => table != QUARANTINE,
+        }
+    }
+
+    /// What the record covers of the topics that are wanted.
+    /// The quarantine comes first, so that a later change in the same checkpoint ends it.
+    fn covered<'a>(&self, record: &'a Checkpoint) -> Vec<Covered<'a>> {
+        let mut covered = Vec::new();
+        if !record.quarantine.is_empty() && self.reads(QUARANTINE) {
+            let topic = format!("{}{QUARANTINE}", self.prefix);
+            covered.push((topic.into(), QUARANTINE.into(), &record.quarantine));
+        }
+        for (topic, partitions) in &record.offsets {
+            let table = topic.strip_prefix(&self.prefix).unwrap_or(topic);
+            if self.reads(table) {
+                covered.push((topic.as_str().into(), table.into(), partitions));
+            }
+        }
+        covered
     }
 
     /// The named offset. With the rule switched off, whatever more there is.
@@ -462,12 +456,8 @@ impl Follower {
     }
 
     fn stand_at(&mut self, found: &Found) -> Standing {
-        for (topic, partitions) in &found.record.offsets {
-            let table = topic.strip_prefix(&self.prefix).unwrap_or(topic);
-            if !self.reads(table) {
-                continue;
-            }
-            let mine = self.standing.offsets.entry(topic.clone()).or_default();
+        for (topic, _, partitions) in self.covered(&found.record) {
+            let mine = self.standing.offsets.entry(topic.to_string()).or_default();
             for (&partition, &end) in partitions {
                 let next = mine.entry(partition).or_default();
                 *next = end.max(*next);
@@ -487,20 +477,6 @@ impl Follower {
         }
         self.to_be_undone = false;
         Ok(())
-    }
-}
-
-impl Target {
-    fn event(&self, record: Record) -> Event {
-        Event {
-            topic: Arc::clone(&self.topic),
-            table: Arc::clone(&self.table),
-            partition: self.partition,
-            offset: record.offset,
-            key: record.key,
-            value: record.value,
-            timestamp_ms: record.timestamp_ms,
-        }
     }
 }
 

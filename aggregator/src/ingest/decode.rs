@@ -3,8 +3,10 @@
 use std::fmt;
 use std::sync::Arc;
 
+use kafka::Lsn;
 use kafka::event::Op;
 use kafka::follower::Event;
+use kafka::quarantine::{Quarantined, Sent};
 use serde::de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value as Json;
@@ -21,6 +23,8 @@ pub struct Change {
     pub record: Record,
     pub key: Key,
     pub what: What,
+    /// Where in the source's log the change stands; none: the record does not say.
+    pub lsn: Option<Lsn>,
 }
 
 /// Where a record stands in Kafka, and since when.
@@ -71,23 +75,80 @@ impl fmt::Display for Key {
 /// Reads a record of this table; never fails, whatever the bytes.
 #[must_use]
 pub fn decode(table: &'static Table, event: &Event) -> Change {
-    let record = Record {
-        topic: event.topic.clone(),
-        partition: event.partition,
-        offset: event.offset,
-        timestamp_ms: event.timestamp_ms,
-    };
     let key = decode_key(&event.key);
-    let what = match (&key, &event.value) {
-        (Key::Unreadable(_), _) => poison("the key is not {\"id\": number}"),
-        (Key::Id(_), None) => What::Now(State::Gone),
+    let (lsn, what) = match (&key, &event.value) {
+        (Key::Unreadable(_), _) => (None, poison("the key is not {\"id\": number}")),
+        (Key::Id(_), None) => (None, What::Now(State::Gone)),
         (Key::Id(id), Some(value)) => decode_value(table, *id, value),
     };
     Change {
         table,
-        record,
+        record: Record::of(event),
         key,
         what,
+        lsn,
+    }
+}
+
+/// Reads a record of the source's quarantine: a change that its connector could not send. None
+/// where that leaves the row as it should be, or concerns no mirror.
+#[must_use]
+pub(super) fn decode_quarantined(source: &str, event: &Event) -> Option<Change> {
+    let value = event.value.as_ref()?;
+    let Ok(quarantined) = serde_json::from_slice::<Quarantined>(value) else {
+        tracing::error!(
+            source,
+            record = %Record::of(event),
+            "a record of the quarantine cannot be read; if a newer connector wrote it, start a \
+            newer aggregator and rebuild {source}"
+        );
+        return None;
+    };
+    let table = Table::find(source, &quarantined.table)?;
+    if quarantined.sent == Sent::WithoutBefore || quarantined.part > 0 {
+        return None;
+    }
+    let key = match &quarantined.key {
+        Some(key) => decode_key(key.to_string().as_bytes()),
+        None => Key::Unreadable(format!("not told, at {}", quarantined.lsn)),
+    };
+    let row = match &key {
+        Key::Id(id) => {
+            let mut row = vec![Value::Null; table.columns.len()];
+            row[0] = Value::Integer(*id);
+            Some(row)
+        }
+        Key::Unreadable(_) => None,
+    };
+    let reason = format!(
+        "its connector could not send it ({}): {}",
+        quarantined.reason.name(),
+        quarantined.detail
+    );
+    Some(Change {
+        table,
+        record: Record::of(event),
+        key,
+        what: What::Poison { reason, row },
+        lsn: Some(quarantined.lsn),
+    })
+}
+
+impl Record {
+    /// Is it the record before, in the same partition?
+    pub(super) fn is_right_before(&self, next: &Self) -> bool {
+        self.topic == next.topic
+            && self.partition == next.partition
+            && self.offset + 1 == next.offset
+    }
+
+    fn of(event: &Event) -> Self {
+        Self {
+            topic: event.topic.clone(),
+            partition: event.partition,
+            offset: event.offset,
+            timestamp_ms: event.timestamp_ms,
+        }
     }
 }
 
@@ -112,24 +173,24 @@ fn decode_key(bytes: &[u8]) -> Key {
     }
 }
 
-fn decode_value(table: &'static Table, id: i64, bytes: &[u8]) -> What {
+fn decode_value(table: &'static Table, id: i64, bytes: &[u8]) -> (Option<Lsn>, What) {
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let envelope = EnvelopeOf(table).deserialize(&mut json);
-    let (op, after) = match envelope.and_then(|envelope| json.end().map(|()| envelope)) {
+    let envelope = match envelope.and_then(|envelope| json.end().map(|()| envelope)) {
         Ok(envelope) => envelope,
         // The error's own words may quote the row.
         Err(error) => {
             let (line, column) = (error.line(), error.column());
-            return poison(format!(
-                "the value is no change event (line {line}, column {column})"
-            ));
+            let reason = format!("the value is no change event (line {line}, column {column})");
+            return (None, poison(reason));
         }
     };
-    match (op, after) {
+    let what = match (envelope.op, envelope.after) {
         (Op::Delete, _) => What::Now(State::Gone),
         (_, None) => poison("the event has no row after the change"),
         (_, Some(row)) => read_row(table, id, row),
-    }
+    };
+    (envelope.lsn, what)
 }
 
 fn read_row(table: &'static Table, id: i64, row: Vec<Option<Json>>) -> What {
@@ -155,11 +216,18 @@ fn read_row(table: &'static Table, id: i64, row: Vec<Option<Json>>) -> What {
     }
 }
 
-/// The operation and the row after it; all else of the envelope is skipped, not read.
+/// The operation, the row after it, and where it stands in the source's log.
+struct Read {
+    op: Op,
+    after: Option<Vec<Option<Json>>>,
+    lsn: Option<Lsn>,
+}
+
+/// Reads a [`Read`] of this table; all else of the envelope is skipped.
 struct EnvelopeOf(&'static Table);
 
 impl<'de> DeserializeSeed<'de> for EnvelopeOf {
-    type Value = (Op, Option<Vec<Option<Json>>>);
+    type Value = Read;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_map(self)
@@ -167,25 +235,33 @@ impl<'de> DeserializeSeed<'de> for EnvelopeOf {
 }
 
 impl<'de> Visitor<'de> for EnvelopeOf {
-    type Value = (Op, Option<Vec<Option<Json>>>);
+    type Value = Read;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a change event")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let (mut op, mut after) = (None, None);
+        #[derive(Deserialize)]
+        struct Source {
+            lsn: Option<u64>,
+        }
+        let (mut op, mut after, mut lsn) = (None, None, None);
         while let Some(field) = map.next_key::<Field>()? {
             match field {
                 Field::Op => op = Some(map.next_value::<Op>()?),
                 Field::After => after = map.next_value_seed(RowOf(self.0))?,
+                Field::Source => {
+                    let source = map.next_value::<Option<Source>>()?;
+                    lsn = source.and_then(|source| source.lsn).map(Lsn);
+                }
                 Field::Other => {
                     map.next_value::<IgnoredAny>()?;
                 }
             }
         }
         let op = op.ok_or_else(|| A::Error::missing_field("op"))?;
-        Ok((op, after))
+        Ok(Read { op, after, lsn })
     }
 }
 
@@ -194,6 +270,7 @@ impl<'de> Visitor<'de> for EnvelopeOf {
 enum Field {
     Op,
     After,
+    Source,
     #[serde(other)]
     Other,
 }

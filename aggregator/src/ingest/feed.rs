@@ -4,12 +4,14 @@ use std::future::poll_fn;
 use std::task::Poll;
 use std::time::Duration;
 
-use kafka::follower::{Event, Follower, FollowerError, FollowerOptions, Standing, Step};
+use kafka::follower::{
+    Event, Follower, FollowerError, FollowerOptions, QUARANTINE, Standing, Step,
+};
 use kafka::{KafkaConfig, Offsets};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::decode::{Change, decode};
+use super::decode::{Change, decode, decode_quarantined};
 use crate::config::ApplyConfig;
 use crate::mirror::Table;
 use crate::view::{Moved, Part};
@@ -226,7 +228,7 @@ async fn follow(
     let follower_options = FollowerOptions {
         step_events_max: options.apply.step_events_max,
         step_bytes_max: options.apply.step_bytes_max,
-        tables: Some(Table::captured_by(source)),
+        tables: Some(wanted(source)),
     };
     let mut follower = Follower::new(&options.kafka, source, standing, follower_options)?;
     let step = {
@@ -284,13 +286,37 @@ fn read(source: &str, step: Step) -> Item {
     }
 }
 
-/// The events of mirrored tables, read. Others are skipped.
+/// The mirrored tables, and what the source's connector could not send of them.
+fn wanted(source: &str) -> Vec<String> {
+    let mut wanted = Table::captured_by(source);
+    if service::fault::in_force("quarantine_is_read") {
+        wanted.push(QUARANTINE.to_owned());
+    }
+    wanted
+}
+
+/// The events of mirrored tables, read, and what is in their quarantine. Others are skipped.
 #[must_use]
 pub fn changes(source: &str, events: &[Event]) -> Vec<Change> {
     let lone_tombstones = service::fault::in_force("lone_tombstone");
-    events
+    let mut changes: Vec<Change> = Vec::with_capacity(events.len());
+    let wanted = events
         .iter()
-        .filter(|event| lone_tombstones || event.value.is_some())
-        .filter_map(|event| Some(decode(Table::find(source, &event.table)?, event)))
-        .collect()
+        .filter(|event| lone_tombstones || event.value.is_some());
+    for event in wanted {
+        if &*event.table == QUARANTINE {
+            changes.extend(decode_quarantined(source, event));
+        } else if let Some(table) = Table::find(source, &event.table) {
+            let mut change = decode(table, event);
+            // A tombstone says no position: it is its delete's, which stands right before it.
+            if event.value.is_none() {
+                let delete = changes.last().filter(|last| {
+                    last.key == change.key && last.record.is_right_before(&change.record)
+                });
+                change.lsn = delete.and_then(|delete| delete.lsn);
+            }
+            changes.push(change);
+        }
+    }
+    changes
 }

@@ -299,8 +299,8 @@ impl<'a> Comparison<'a> {
         let rows = self.view.query(sql, &[&self.source, &table.captured]).await;
         let rows = rows.map_err(VerifyError::database("read the quarantine"))?;
         let keys = rows.iter().filter_map(|row| {
-            let key: &str = row.get(0);
-            key.parse().ok()
+            let key: serde_json::Value = serde_json::from_str(row.get(0)).ok()?;
+            key["id"].as_i64()
         });
         Ok(keys.collect())
     }

@@ -9,6 +9,8 @@ use std::collections::{BTreeSet, HashMap};
 use tokio_postgres::{Client, Error, Statement};
 
 use super::touched::{Named, Touched, named};
+use kafka::Lsn;
+
 use crate::ingest::{Key, Record};
 use crate::mirror::{Mirror, Reported, Side, Table, Value};
 
@@ -19,19 +21,22 @@ pub(crate) struct Poison {
     pub reason: String,
     /// What could be read of the row.
     pub row: Option<Vec<Value>>,
+    /// Where in the source's log the change stands, if that is known.
+    pub lsn: Option<Lsn>,
 }
 
 /// What one step says of the quarantine.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
     pub poison: Vec<(&'static Table, Key, Poison)>,
-    /// Keys that have an applicable state again.
-    pub sound: Vec<(&'static Table, i64)>,
+    /// Keys that have an applicable state again, and where in the source's log that stands.
+    pub sound: Vec<(&'static Table, i64, Option<Lsn>)>,
 }
 
 #[derive(Debug, Clone)]
 pub(crate) struct Quarantine {
     release: Statement,
+    remaining: Statement,
     forget: Statement,
     take: Statement,
     name: Statement,
@@ -49,8 +54,17 @@ impl Quarantine {
             release: client
                 .prepare(&format!(
                     r#"DELETE FROM {quarantine} AS q
-                    USING unnest($2::text[], $3::text[]) AS k ("table", key)
-                    WHERE q.source = $1 AND q."table" = k."table" AND q.key = k.key"#
+                    USING unnest($2::text[], $3::text[], $4::text[]) AS k ("table", key, lsn)
+                    WHERE q.source = $1 AND q."table" = k."table" AND q.key = k.key
+                        AND (q.lsn IS NULL OR k.lsn IS NULL OR k.lsn::pg_lsn >= q.lsn)"#
+                ))
+                .await?,
+            remaining: client
+                .prepare(&format!(
+                    r#"SELECT q."table", q.key FROM {quarantine} AS q
+                    JOIN unnest($2::text[], $3::text[]) AS k ("table", key)
+                        ON q."table" = k."table" AND q.key = k.key
+                    WHERE q.source = $1"#
                 ))
                 .await?,
             forget: client
@@ -63,15 +77,16 @@ impl Quarantine {
                 .await?,
             take: client
                 .prepare(&format!(
-                    r#"INSERT INTO {quarantine}
-                        (source, "table", key, reason, record, at, revision)
+                    r#"INSERT INTO {quarantine} AS q
+                        (source, "table", key, reason, record, at, revision, lsn)
                     SELECT $1, p."table", p.key, p.reason, p.record,
-                        to_timestamp(p.at_ms / 1000.0), $7
-                    FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[])
-                        AS p ("table", key, reason, record, at_ms)
+                        to_timestamp(p.at_ms / 1000.0), $7, p.lsn::pg_lsn
+                    FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[],
+                        $8::text[]) AS p ("table", key, reason, record, at_ms, lsn)
                     ON CONFLICT (source, "table", key) DO UPDATE SET
                         reason = excluded.reason, position = NULL, record = excluded.record,
-                        at = excluded.at, revision = excluded.revision
+                        at = excluded.at, revision = excluded.revision, lsn = excluded.lsn
+                    WHERE q.lsn IS NULL OR excluded.lsn IS NULL OR excluded.lsn >= q.lsn
                     RETURNING old.key IS NULL"#
                 ))
                 .await?,
@@ -107,15 +122,10 @@ impl Quarantine {
         mirrors: &HashMap<&'static str, Mirror>,
         touched: &mut Touched,
     ) -> Result<i64, Error> {
-        let sound = findings.sound.iter();
-        let sound = sound.map(|(table, id)| (table.captured, Key::Id(*id).to_string()));
-        let (tables, keys): (Vec<_>, Vec<_>) = sound.unzip();
-        let released = client
-            .execute(&self.release, &[&source, &tables, &keys])
+        let (released, kept) = self
+            .release(client, source, &findings.sound, touched)
             .await?;
-        let released = i64::try_from(released).unwrap_or(i64::MAX);
-        self.forget(client, source, &tables, &keys, touched).await?;
-        if findings.poison.is_empty() {
+        if findings.poison.is_empty() && kept.is_empty() {
             return Ok(-released);
         }
         let poison = findings.poison.iter();
@@ -126,11 +136,14 @@ impl Quarantine {
         let reasons: Vec<_> = each().map(|poison| poison.reason.as_str()).collect();
         let records: Vec<_> = each().map(|poison| poison.record.to_string()).collect();
         let times: Vec<_> = each().map(|poison| poison.record.timestamp_ms).collect();
+        let lsns: Vec<_> = each()
+            .map(|poison| poison.lsn.map(|lsn| lsn.to_string()))
+            .collect();
         let taken = client
             .query(
                 &self.take,
                 &[
-                    &source, &tables, &keys, &reasons, &records, &times, &revision,
+                    &source, &tables, &keys, &reasons, &records, &times, &revision, &lsns,
                 ],
             )
             .await?;
@@ -138,7 +151,10 @@ impl Quarantine {
         for row in taken {
             more += i64::from(row.try_get::<_, bool>(0)?);
         }
-        let names = names(client, &findings.poison, mirrors).await?;
+        let poison = findings.poison.iter();
+        let poison = poison.map(|(table, key, poison)| (*table, key.clone(), poison.row.as_ref()));
+        let kept = kept.iter().map(|(table, id)| (*table, Key::Id(*id), None));
+        let names = names(client, poison.chain(kept), mirrors).await?;
         let (mut resources, mut ids, mut tables, mut keys) = (vec![], vec![], vec![], vec![]);
         for (kind, id, table, key) in names {
             touched.insert(kind, id);
@@ -151,6 +167,46 @@ impl Quarantine {
             .execute(&self.name, &[&source, &resources, &ids, &tables, &keys])
             .await?;
         Ok(more)
+    }
+
+    /// Ends the quarantine of keys that are sound again. How many that were, and the keys that
+    /// stay in it because what is there is newer.
+    async fn release(
+        &self,
+        client: &Client,
+        source: &str,
+        sound: &[(&'static Table, i64, Option<Lsn>)],
+        touched: &mut Touched,
+    ) -> Result<(i64, Vec<(&'static Table, i64)>), Error> {
+        if sound.is_empty() {
+            return Ok((0, Vec::new()));
+        }
+        let key = |id: i64| Key::Id(id).to_string();
+        let tables: Vec<_> = sound.iter().map(|(table, ..)| table.captured).collect();
+        let keys: Vec<_> = sound.iter().map(|(_, id, _)| key(*id)).collect();
+        let lsns: Vec<_> = sound
+            .iter()
+            .map(|(.., lsn)| lsn.map(|lsn| lsn.to_string()))
+            .collect();
+        let released = client
+            .execute(&self.release, &[&source, &tables, &keys, &lsns])
+            .await?;
+        let remaining: BTreeSet<(String, String)> = client
+            .query(&self.remaining, &[&source, &tables, &keys])
+            .await?
+            .iter()
+            .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+            .collect::<Result<_, Error>>()?;
+        let is_kept = |table: &Table, id: i64| {
+            let name = (table.captured.to_owned(), key(id));
+            remaining.contains(&name)
+        };
+        let sound = sound.iter().map(|(table, id, _)| (*table, *id));
+        let (kept, gone): (Vec<_>, Vec<_>) = sound.partition(|(table, id)| is_kept(table, *id));
+        let tables: Vec<_> = gone.iter().map(|(table, _)| table.captured).collect();
+        let keys: Vec<_> = gone.iter().map(|(_, id)| key(*id)).collect();
+        self.forget(client, source, &tables, &keys, touched).await?;
+        Ok((i64::try_from(released).unwrap_or(i64::MAX), kept))
     }
 
     async fn forget(
@@ -198,7 +254,7 @@ impl Quarantine {
 /// The unified rows that the poison belongs to, by its readable part and by the mirror's row.
 async fn names(
     client: &Client,
-    poison: &[(&'static Table, Key, Poison)],
+    poison: impl Iterator<Item = (&'static Table, Key, Option<&Vec<Value>>)>,
     mirrors: &HashMap<&'static str, Mirror>,
 ) -> Result<BTreeSet<(Named, i64, &'static str, String)>, Error> {
     let mut names = BTreeSet::new();
@@ -208,11 +264,11 @@ async fn names(
             names.insert((kind, id, row.table.captured, key.clone()));
         }
     };
-    for (table, key, poison) in poison {
+    for (table, key, row) in poison {
         if let Key::Id(id) = key {
-            ids.entry(table.mirror).or_default().push(*id);
+            ids.entry(table.mirror).or_default().push(id);
         }
-        if let Some(row) = &poison.row {
+        if let Some(row) = row {
             add(&Reported::of(table, row), key.to_string());
         }
     }

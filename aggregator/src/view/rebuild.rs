@@ -160,7 +160,8 @@ const QUARANTINE: [&str; 4] = [
         WHERE r.source = q.source AND r."table" = q."table" AND r.key = q.key)"#,
     r#"INSERT INTO public.quarantine AS q SELECT * FROM rebuild.quarantine AS r WHERE r.source = $1
     ON CONFLICT (source, "table", key) DO UPDATE SET reason = excluded.reason, position = NULL,
-        record = excluded.record, at = excluded.at, revision = excluded.revision
+        record = excluded.record, at = excluded.at, revision = excluded.revision,
+        lsn = excluded.lsn
     WHERE (q.reason, q.record) IS DISTINCT FROM (excluded.reason, excluded.record)"#,
     "DELETE FROM aggregator.degraded WHERE source = $1",
     "INSERT INTO aggregator.degraded SELECT * FROM rebuild.degraded WHERE source = $1",

@@ -2,17 +2,25 @@
 
 use std::collections::HashMap;
 
+use kafka::Lsn;
+use service::fault;
+
 use super::quarantine::{Findings, Poison};
 use crate::ingest::{Change, Key, What};
-use crate::mirror::{State, TABLES, Table};
+use crate::mirror::{State, Table};
 
 /// By mirror and id.
 pub(crate) type States = HashMap<&'static str, HashMap<i64, State>>;
 
+/// The last state that can be applied, and where in the source's log it stands.
+type Sound = HashMap<(&'static str, i64), (&'static Table, Option<Lsn>)>;
+
 /// The last state a key and mirror, in the order of the partitions; what cannot be applied
-/// aside. A good state that came before poison of the same key still counts.
+/// aside. A good state that came before poison of the same key still counts, and ends it only
+/// if it stands later in the source's log: the quarantine's records come first.
 pub(crate) fn reduce(changes: Vec<Change>, quarantined: bool) -> (States, Findings) {
     let mut states = States::new();
+    let mut sound = Sound::new();
     let mut poison: HashMap<(&'static str, Key), (&'static Table, Poison)> = HashMap::new();
     for change in changes {
         let Change {
@@ -20,36 +28,46 @@ pub(crate) fn reduce(changes: Vec<Change>, quarantined: bool) -> (States, Findin
             record,
             key,
             what,
+            lsn,
         } = change;
-        match (what, &key) {
+        // Not the design: as if no change said where it stands.
+        let lsn = lsn.filter(|_| fault::in_force("quarantine_by_lsn"));
+        let name = (table.mirror, key);
+        let newer = poison
+            .get(&name)
+            .is_some_and(|(_, poison)| poison.lsn.zip(lsn).is_some_and(|(of, at)| of > at));
+        match (what, &name.1) {
+            (What::Poison { .. }, _) if newer => {}
             (What::Poison { reason, row }, _) => {
                 let row = Poison {
                     record,
                     reason,
                     row,
+                    lsn,
                 };
-                poison.insert((table.mirror, key), (table, row));
+                poison.insert(name, (table, row));
             }
             (What::Now(state), Key::Id(id)) => {
-                poison.remove(&(table.mirror, key.clone()));
+                if !newer {
+                    poison.remove(&name);
+                }
+                if quarantined {
+                    sound.insert((table.mirror, *id), (table, lsn));
+                }
                 states.entry(table.mirror).or_default().insert(*id, state);
             }
             (What::Now(_), Key::Unreadable(_)) => {}
         }
     }
-    let mut findings = Findings::default();
-    if quarantined {
-        for (mirror, states) in &states {
-            let table = TABLES.into_iter().find(|table| table.mirror == *mirror);
-            let ids = states.keys().map(|id| (table, *id));
-            findings
-                .sound
-                .extend(ids.filter_map(|(table, id)| Some((table?, id))));
-        }
-    }
+    let sound = sound.into_iter();
     let poison = poison.into_iter();
-    findings.poison = poison
-        .map(|((_, key), (table, poison))| (table, key, poison))
-        .collect();
+    let findings = Findings {
+        sound: sound
+            .map(|((_, id), (table, lsn))| (table, id, lsn))
+            .collect(),
+        poison: poison
+            .map(|((_, key), (table, poison))| (table, key, poison))
+            .collect(),
+    };
     (states, findings)
 }

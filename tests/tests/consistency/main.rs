@@ -3,6 +3,7 @@
 
 mod contract;
 mod oracle;
+mod quarantine;
 mod slot;
 mod verify;
 mod workload;
