@@ -1,5 +1,9 @@
 # One image with the three binaries; the command chooses: connector, aggregator or api.
 FROM rust:1.95-bookworm AS build
+# What TLS is linked with.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends libssl-dev pkg-config \
+    && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
 RUN cargo build --release --locked --bin connector --bin aggregator --bin api \
@@ -18,6 +22,10 @@ ENTRYPOINT ["/usr/local/bin/shop"]
 FROM debian:bookworm-slim
 LABEL org.opencontainers.image.title="tributary" \
       org.opencontainers.image.licenses="Apache-2.0"
+# TLS, and the authorities that are trusted where a configuration names none.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends libssl3 ca-certificates \
+    && rm -rf /var/lib/apt/lists/*
 COPY --from=build /out/ /usr/local/bin/
 COPY connectors/*.toml /etc/tributary/connectors/
 COPY aggregator/aggregator.toml api/api.toml /etc/tributary/

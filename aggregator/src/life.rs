@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kafka::follower::FollowerError;
+use links::backoff::Backoff;
 use metrics::{counter, gauge, histogram};
 use service::admin::Health;
-use service::backoff::Backoff;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;

@@ -1,7 +1,10 @@
 //! The configuration of one connector: which source, which tables, where to.
 
+use std::path::PathBuf;
+
 use garde::Validate;
 use kafka::KafkaConfig;
+use links::{Endpoint, SecretError, TlsConfig, TlsError, secret};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use service::admin::AdminConfig;
@@ -64,9 +67,21 @@ pub enum OnUndecodable {
 #[derive(Debug, Clone, Deserialize, Validate)]
 #[serde(deny_unknown_fields)]
 pub struct PostgresConfig {
-    /// `postgres://user:password@host:port/database`.
+    /// `postgres://user:password@host:port/database`; the password may stand elsewhere.
     #[garde(skip)]
     pub url: SecretString,
+    /// The user's password, where the URL has none. Best set as `TRIBUTARY_POSTGRES__PASSWORD`.
+    #[serde(default)]
+    #[garde(skip)]
+    pub password: Option<SecretString>,
+    /// A file that holds the password, read anew for each connection.
+    #[serde(default)]
+    #[garde(skip)]
+    pub password_file: Option<PathBuf>,
+    /// TLS to the source.
+    #[serde(default)]
+    #[garde(dive)]
+    pub tls: TlsConfig,
     /// The replication slot; the connector makes it.
     #[garde(pattern(r"^[a-z0-9_]{1,63}$"))]
     pub slot: String,
@@ -101,13 +116,21 @@ pub struct PostgresConfig {
 const KEEPALIVE: std::time::Duration = std::time::Duration::from_secs(5);
 
 impl PostgresConfig {
-    /// The parsed URL, without what each kind of session adds.
+    /// The way into the source, without what each kind of session adds. Reads the files that
+    /// hold secrets and certificates.
     ///
     /// # Errors
-    /// Where it is no URL of PostgreSQL.
-    pub fn parse(&self) -> Result<tokio_postgres::Config, tokio_postgres::Error> {
-        let mut config: tokio_postgres::Config = self.url.expose_secret().parse()?;
-        config
+    /// Where the URL is none of PostgreSQL's, or a file is not what it should be.
+    pub fn endpoint(&self) -> Result<Endpoint, EndpointError> {
+        let mut postgres: tokio_postgres::Config = self.url.expose_secret().parse()?;
+        let file = self.password_file.as_deref();
+        if let Some(password) = secret("postgres.password", self.password.as_ref(), file)? {
+            if postgres.get_password().is_some() {
+                return Err(EndpointError::TwoPasswords);
+            }
+            postgres.password(password.expose_secret());
+        }
+        postgres
             .connect_timeout(std::time::Duration::from_millis(self.connect_timeout_ms))
             // The kernel finds a peer that is gone; one that is there and silent is found by
             // each session's own limit.
@@ -116,8 +139,21 @@ impl PostgresConfig {
             .keepalives_retries(2)
             .tcp_user_timeout(3 * KEEPALIVE)
             .application_name("tributary");
-        Ok(config)
+        Ok(Endpoint::new(postgres, &self.tls)?)
     }
+}
+
+/// Why the way into the source is not known.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    #[error("postgres.url is no URL of PostgreSQL: {0}")]
+    Url(#[from] tokio_postgres::Error),
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    #[error("postgres.tls: {0}")]
+    Tls(#[from] TlsError),
+    #[error("postgres.url has a password, and postgres.password or postgres.password_file, too")]
+    TwoPasswords,
 }
 
 /// The section `[stream]`.
@@ -311,14 +347,17 @@ mod tests {
             let shown: Vec<_> = shown.collect();
             let explicit = load(name, &shown.join("\n"));
             assert_eq!(format!("{explicit:?}"), format!("{shipped:?}"));
-            for key in format!("{shipped:#?}").lines().filter_map(|line| {
-                let (key, _) = line.trim().split_once(": ")?;
+            for (key, value) in format!("{shipped:#?}").lines().filter_map(|line| {
+                let (key, value) = line.trim().split_once(": ")?;
                 key.bytes()
                     .all(|b| b.is_ascii_lowercase() || b == b'_')
-                    .then_some(key)
+                    .then_some((key, value))
             }) {
                 let is_shown = |line: &&str| {
-                    line.starts_with(&format!("{key} =")) || **line == format!("[{key}]")
+                    line.starts_with(&format!("{key} ="))
+                        || line.starts_with('[') && line.trim_matches(['[', ']']).ends_with(key)
+                        // What has no default stands there as an example.
+                        || value == "None," && line.starts_with("# unset: ") && line.contains(key)
                 };
                 assert!(
                     shown.iter().any(is_shown),

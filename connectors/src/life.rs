@@ -13,6 +13,7 @@ use kafka::follower::last_record;
 use kafka::producer::Producer;
 use kafka::topic::{self, Topics};
 use kafka::{Checkpoint, Lsn};
+use links::Endpoint;
 use metrics::counter;
 use service::fault::{self, in_force};
 use tokio::sync::watch;
@@ -89,8 +90,8 @@ pub(crate) async fn live(
     status.connecting();
     let postgres = config
         .postgres
-        .parse()
-        .map_err(crate::source::SourceError::Url)?;
+        .endpoint()
+        .map_err(crate::source::SourceError::Endpoint)?;
     let control = Control::take_lock(&postgres, &config.postgres, |tries| {
         status.motion().begin(Activity::TakingLock);
         if tries == 1 {
@@ -123,7 +124,7 @@ impl<'a> Life<'a> {
     async fn take_over(
         config: &'a ConnectorConfig,
         status: &'a StatusBoard,
-        postgres: &tokio_postgres::Config,
+        postgres: &Endpoint,
         control: Control,
     ) -> Result<Self, LifeError> {
         let motion = status.motion();
@@ -403,7 +404,7 @@ async fn connect_producer(config: &ConnectorConfig) -> Result<Producer, LifeErro
 
 /// A session that reads the source.
 pub(crate) async fn read_session(config: &ConnectorConfig) -> Result<Arc<Session>, SourceError> {
-    let postgres = config.postgres.parse().map_err(SourceError::Url)?;
+    let postgres = config.postgres.endpoint().map_err(SourceError::Endpoint)?;
     let reads = &config.reads;
     let settings = [
         ("lock_timeout", format!("{}ms", reads.lock_wait_ms_max)),
@@ -422,7 +423,7 @@ pub(crate) async fn read_session(config: &ConnectorConfig) -> Result<Arc<Session
 
 fn replication_config(
     config: &ConnectorConfig,
-    postgres: &tokio_postgres::Config,
+    postgres: &Endpoint,
 ) -> Result<ReplicationConfig, LifeError> {
     let mut replication = ReplicationConfig::new(postgres.clone())?;
     replication

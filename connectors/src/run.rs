@@ -3,8 +3,10 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use kafka::topic::TopicError;
+use kafka::topic::examine::trouble;
+use links::backoff::Backoff;
 use metrics::counter;
-use service::backoff::Backoff;
 use service::{admin, shutdown, telemetry};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -89,7 +91,13 @@ pub async fn run(
             Err(_) if shutdown.is_cancelled() => return Ok(()),
             Err(error) => error,
         };
-        let reason = error.chain();
+        let mut reason = error.chain();
+        // A client of Kafka only knows that nothing came of it.
+        if let LifeError::Topic(TopicError::Ask { .. }) = &error
+            && let Some(trouble) = trouble(&config.kafka).await
+        {
+            reason = format!("{reason}; {trouble}");
+        }
         match error.remedy() {
             Remedy::Stop => return Err(faults(error)),
             Remedy::TryAgain => {

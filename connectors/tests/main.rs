@@ -12,4 +12,5 @@ mod replication;
 mod silence;
 mod startup;
 mod streaming;
+mod tls;
 mod zombies;

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use links::TlsMode;
 use rdkafka::ClientConfig;
 use rdkafka::ClientContext;
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::KafkaError;
+use secrecy::ExposeSecret as _;
 
 use crate::config::KafkaConfig;
 
@@ -24,7 +26,50 @@ pub(crate) fn settings(config: &KafkaConfig) -> ClientConfig {
         .set("reconnect.backoff.ms", "50")
         .set("reconnect.backoff.max.ms", "1000")
         .set("message.max.bytes", RECORD_BYTES_MAX.to_string());
+    secure(&mut client, config);
     client
+}
+
+/// TLS and SASL. librdkafka reads the files of TLS itself; what it finds wrong with them fails
+/// the making of the client.
+fn secure(client: &mut ClientConfig, config: &KafkaConfig) {
+    let tls = &config.tls;
+    let protocol = match (tls.mode == TlsMode::Disable, config.sasl.is_some()) {
+        (true, false) => "plaintext",
+        (true, true) => "sasl_plaintext",
+        (false, false) => "ssl",
+        (false, true) => "sasl_ssl",
+    };
+    client.set("security.protocol", protocol);
+    let (verifies, is_full) = (
+        tls.mode >= TlsMode::VerifyCa,
+        tls.mode == TlsMode::VerifyFull,
+    );
+    client
+        .set("enable.ssl.certificate.verification", verifies.to_string())
+        .set(
+            "ssl.endpoint.identification.algorithm",
+            if is_full { "https" } else { "none" },
+        );
+    for (key, path) in [
+        ("ssl.ca.location", &tls.ca_file),
+        ("ssl.certificate.location", &tls.certificate_file),
+        ("ssl.key.location", &tls.key_file),
+    ] {
+        if let Some(path) = path {
+            client.set(key, path.display().to_string());
+        }
+    }
+    let Some(sasl) = &config.sasl else { return };
+    client
+        .set("sasl.mechanism", sasl.mechanism.name())
+        .set("sasl.username", &sasl.username);
+    match sasl.secret() {
+        Ok(password) => _ = client.set("sasl.password", password.expose_secret()),
+        // It could be read at the start. Without it no client is made, and the next try reads
+        // it again.
+        Err(error) => tracing::error!(%error, "no password for Kafka: {error}"),
+    }
 }
 
 pub(crate) fn request_timeout(config: &KafkaConfig) -> Duration {

@@ -1,7 +1,11 @@
 //! Where Kafka is and how its topics are set.
 
+use std::path::PathBuf;
+
 use garde::Validate;
-use serde::Deserialize;
+use links::{SecretError, TlsConfig, secret};
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
 
 use crate::topic::LATENESS_MAX_MS;
 
@@ -49,6 +53,84 @@ pub struct KafkaConfig {
     #[serde(default = "request_timeout_ms")]
     #[garde(range(min = 1000, max = 60000))]
     pub request_timeout_ms: u32,
+    /// TLS to the brokers.
+    #[serde(default)]
+    #[garde(dive)]
+    pub tls: TlsConfig,
+    /// Who we are to the brokers. Default: nobody, or who the certificate of `tls` is for.
+    #[serde(default)]
+    #[garde(dive)]
+    pub sasl: Option<SaslConfig>,
+}
+
+/// The section `[kafka.sasl]`.
+#[derive(Debug, Clone, Deserialize, Validate)]
+#[serde(deny_unknown_fields)]
+#[garde(custom(has_one_password))]
+pub struct SaslConfig {
+    /// `SCRAM-SHA-512` (default), `SCRAM-SHA-256`, or `PLAIN`, which shows the broker the password.
+    #[serde(default)]
+    #[garde(skip)]
+    pub mechanism: SaslMechanism,
+    /// The user.
+    #[garde(length(min = 1))]
+    pub username: String,
+    /// The user's password. Best set as `TRIBUTARY_KAFKA__SASL__PASSWORD`.
+    #[serde(default)]
+    #[garde(skip)]
+    pub password: Option<SecretString>,
+    /// A file that holds the password, read anew for each client.
+    #[serde(default)]
+    #[garde(skip)]
+    pub password_file: Option<PathBuf>,
+}
+
+/// How a user proves itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub enum SaslMechanism {
+    #[default]
+    #[serde(rename = "SCRAM-SHA-512")]
+    ScramSha512,
+    #[serde(rename = "SCRAM-SHA-256")]
+    ScramSha256,
+    #[serde(rename = "PLAIN")]
+    Plain,
+}
+
+impl SaslMechanism {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::ScramSha512 => "SCRAM-SHA-512",
+            Self::ScramSha256 => "SCRAM-SHA-256",
+            Self::Plain => "PLAIN",
+        }
+    }
+}
+
+impl SaslConfig {
+    /// The password, wherever it stands.
+    ///
+    /// # Errors
+    /// Where it stands nowhere, or twice, or its file cannot be read.
+    pub fn secret(&self) -> Result<SecretString, SaslError> {
+        let file = self.password_file.as_deref();
+        secret("kafka.sasl.password", self.password.as_ref(), file)?.ok_or(SaslError::NoPassword)
+    }
+}
+
+/// Why a user's password is not known.
+#[derive(Debug, thiserror::Error)]
+pub enum SaslError {
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    #[error("kafka.sasl has no password; set password or password_file")]
+    NoPassword,
+}
+
+fn has_one_password(sasl: &SaslConfig, (): &()) -> garde::Result {
+    sasl.secret()
+        .map(|_| ())
+        .map_err(|error| garde::Error::new(error.to_string()))
 }
 
 impl KafkaConfig {
@@ -65,6 +147,8 @@ impl KafkaConfig {
             send_queue_kib: send_queue_kib(),
             fetch_queue_kib: fetch_queue_kib(),
             request_timeout_ms: request_timeout_ms(),
+            tls: TlsConfig::default(),
+            sasl: None,
         }
     }
 

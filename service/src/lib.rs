@@ -5,7 +5,6 @@
 //! binary calls these few functions in the order it needs.
 
 pub mod admin;
-pub mod backoff;
 pub mod config;
 pub mod fault;
 pub mod shutdown;

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use kafka::follower::{Event, Follower, FollowerError, FollowerOptions, Standing, Step};
 use kafka::{Checkpoint, KafkaConfig};
+use links::backoff::Backoff;
 use serde::Deserialize;
-use service::backoff::Backoff;
 use service::fault;
 use tokio_util::sync::CancellationToken;
 

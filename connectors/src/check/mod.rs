@@ -10,9 +10,13 @@ mod report;
 mod source;
 mod table;
 
-use tokio_postgres::SimpleQueryRow;
+use std::net::IpAddr;
 
-use crate::config::ConnectorConfig;
+use links::Endpoint;
+use tokio_postgres::SimpleQueryRow;
+use tokio_postgres::config::Host;
+
+use crate::config::{ConnectorConfig, EndpointError};
 use crate::replication::{ReplicationClient, ReplicationConfig};
 use crate::source::session::{self, Session, SourceError};
 
@@ -116,27 +120,56 @@ async fn source_findings(config: &ConnectorConfig) -> Vec<Finding> {
     findings
 }
 
-/// The address, and what is doubtful about it.
-pub(crate) fn address(
-    config: &ConnectorConfig,
-) -> Result<(tokio_postgres::Config, Vec<Finding>), Vec<Finding>> {
-    let wrong = |cause: String| Finding::wrong("url", "postgres.url", cause);
-    let postgres = config.postgres.parse().map_err(|error| {
-        let cause = format!("postgres.url is no URL of PostgreSQL: {error}");
-        let advice = "write postgres://user:password@host:port/database";
-        vec![wrong(cause).setting("postgres.url", advice)]
+/// The way into the source, and what is doubtful about it.
+pub(crate) fn address(config: &ConnectorConfig) -> Result<(Endpoint, Vec<Finding>), Vec<Finding>> {
+    let endpoint = config.postgres.endpoint().map_err(|error| {
+        let (code, place, advice) = match &error {
+            EndpointError::Url(_) => (
+                "url",
+                "postgres.url",
+                "write postgres://user:password@host:port/database (TLS: section [postgres.tls])",
+            ),
+            EndpointError::TwoPasswords => ("password", "postgres.password", "leave one"),
+            EndpointError::Secret(_) => (
+                "password",
+                "postgres.password",
+                "set postgres.password or postgres.password_file",
+            ),
+            EndpointError::Tls(_) => ("tls", "postgres.tls", "correct [postgres.tls]"),
+        };
+        vec![Finding::wrong(code, place, error.to_string()).setting(place, advice)]
     })?;
-    if postgres.get_ssl_mode() == tokio_postgres::config::SslMode::Require {
-        let cause = "postgres.url has sslmode=require, which is not supported yet";
-        let advice = "use sslmode=prefer or disable on a trusted network";
-        return Err(vec![
-            wrong(cause.to_owned()).setting("postgres.url", advice),
-        ]);
-    }
-    Ok((postgres, Vec::new()))
+    let findings = on_the_way(&endpoint).into_iter().collect();
+    Ok((endpoint, findings))
 }
 
-async fn replication(postgres: &tokio_postgres::Config) -> Option<Finding> {
+/// What passes a network that others use must be encrypted, and the server be known.
+fn on_the_way(endpoint: &Endpoint) -> Option<Finding> {
+    let is_here = |host: &Host| match host {
+        Host::Unix(_) => true,
+        Host::Tcp(name) => {
+            name == "localhost" || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        }
+    };
+    if endpoint.get_hosts().iter().all(is_here) {
+        return None;
+    }
+    let cause = if !endpoint.is_encrypted() {
+        "passwords and rows go to the source unencrypted"
+    } else if endpoint.believes_anybody() {
+        "whoever answers in the place of the source is believed"
+    } else {
+        return None;
+    };
+    Some(
+        Finding::warning("tls_weak", "postgres.tls.mode", cause).setting(
+            "postgres.tls.mode",
+            "set mode = \"verify-full\" in [postgres.tls], and ca_file to who signed its certificate",
+        ),
+    )
+}
+
+async fn replication(postgres: &Endpoint) -> Option<Finding> {
     let asked = async {
         let config = ReplicationConfig::new(postgres.clone())?;
         ReplicationClient::connect(&config)

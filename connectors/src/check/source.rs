@@ -1,5 +1,6 @@
 //! What a connector needs of the server, the role, the slot and the publication.
 
+use links::Endpoint;
 use tokio_postgres::SimpleQueryRow;
 use tokio_postgres::error::SqlState;
 
@@ -35,7 +36,7 @@ pub(super) async fn examine(
 }
 
 /// A connection that was not made.
-pub(crate) fn refused(postgres: &tokio_postgres::Config, error: &SourceError) -> Finding {
+pub(crate) fn refused(postgres: &Endpoint, error: &SourceError) -> Finding {
     let user = postgres.get_user().unwrap_or_default();
     let database = postgres.get_dbname().unwrap_or(user);
     let said = error.to_string();
@@ -50,6 +51,34 @@ pub(crate) fn refused(postgres: &tokio_postgres::Config, error: &SourceError) ->
             "ALTER ROLE {} WITH LOGIN PASSWORD '…';",
             identifier(user)
         )),
+        Some(state)
+            if *state == SqlState::INVALID_AUTHORIZATION_SPECIFICATION
+                && said.contains("client certificate") =>
+        {
+            wrong(
+                "tls_client_certificate",
+                format!("the source does not let user {user} in: {said}"),
+            )
+            .setting(
+                "postgres.tls.certificate_file",
+                "set certificate_file and key_file in [postgres.tls]",
+            )
+        }
+        // pg_hba.conf lets nobody in here who speaks without TLS.
+        Some(state)
+            if *state == SqlState::INVALID_AUTHORIZATION_SPECIFICATION
+                && said.contains("no encryption")
+                && !postgres.is_encrypted() =>
+        {
+            wrong(
+                "tls_wanted",
+                format!("the source does not let user {user} in without TLS: {said}"),
+            )
+            .setting(
+                "postgres.tls.mode",
+                "set mode = \"verify-full\" in [postgres.tls], and ca_file to who signed the source's certificate",
+            )
+        }
         Some(state) if *state == SqlState::INVALID_AUTHORIZATION_SPECIFICATION => wrong(
             "login",
             format!("the source does not let user {user} in: {said}"),
@@ -80,6 +109,16 @@ pub(crate) fn refused(postgres: &tokio_postgres::Config, error: &SourceError) ->
         .setting(
             "postgres.url",
             format!("write postgres://{user}:password@host:port/{database}"),
+        ),
+        _ if said.contains("server does not support TLS") => wrong("tls_missing", said)
+            .setting("postgres.tls.mode", "set mode = \"disable\" in [postgres.tls] on a trusted network")
+            .sql("ALTER SYSTEM SET ssl = on; SELECT pg_reload_conf();")
+            .note("with a certificate in ssl_cert_file"),
+        // Neither side changes its mind; a handshake that merely broke is another matter.
+        _ if ["certificate verify failed", " alert "].iter().any(|word| said.contains(word)) => wrong("tls_refused", said).setting(
+            "postgres.tls",
+            "set ca_file in [postgres.tls] to who signed the source's certificate, connect to a \
+             host that it names, and show the certificate that pg_hba.conf asks for",
         ),
         _ => wrong("unreachable", said)
             .setting(

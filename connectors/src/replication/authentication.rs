@@ -3,8 +3,11 @@
 use std::fmt;
 
 use bytes::{Buf, Bytes, BytesMut};
+use links::postgres::Binding;
 use postgres_protocol::authentication::md5_hash;
-use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
+use postgres_protocol::authentication::sasl::{
+    ChannelBinding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256,
+};
 use postgres_protocol::message::frontend;
 
 use super::error::{CommandError, ReplicationError};
@@ -14,6 +17,7 @@ pub(super) struct Authentication<'a> {
     user: &'a str,
     password: Option<&'a [u8]>,
     address: String,
+    binding: Binding,
     scram: Scram,
 }
 
@@ -33,11 +37,16 @@ impl fmt::Debug for Authentication<'_> {
 }
 
 impl<'a> Authentication<'a> {
-    pub(super) fn new(config: &'a tokio_postgres::Config, address: String) -> Self {
+    pub(super) fn new(
+        config: &'a tokio_postgres::Config,
+        binding: Binding,
+        address: String,
+    ) -> Self {
         Self {
             user: config.get_user().unwrap_or_default(),
             password: config.get_password(),
             address,
+            binding,
             scram: Scram::NotBegun,
         }
     }
@@ -83,15 +92,28 @@ impl<'a> Authentication<'a> {
         mechanisms: &[u8],
         output: &mut BytesMut,
     ) -> Result<(), ReplicationError> {
-        let mut names = mechanisms.split(|&byte| byte == 0);
-        if !names.any(|name| name == SCRAM_SHA_256.as_bytes()) {
+        let offered = |wanted: &str| {
+            let mut names = mechanisms.split(|&byte| byte == 0);
+            names.any(|name| name == wanted.as_bytes())
+        };
+        let (mechanism, binding) = match &self.binding {
+            // Bound to the certificate, so that nobody passes our proof on.
+            Binding::EndPoint(hash) if offered(SCRAM_SHA_256_PLUS) => (
+                SCRAM_SHA_256_PLUS,
+                ChannelBinding::tls_server_end_point(hash.clone()),
+            ),
+            // Said, so that a server finds out who took its offer away.
+            Binding::EndPoint(_) => (SCRAM_SHA_256, ChannelBinding::unrequested()),
+            Binding::Plain | Binding::Unknown => (SCRAM_SHA_256, ChannelBinding::unsupported()),
+        };
+        if !offered(mechanism) {
             return Err(unsupported("another kind of SASL"));
         }
         if !matches!(self.scram, Scram::NotBegun) {
             return Err(self.protocol("SCRAM begins twice"));
         }
-        let scram = ScramSha256::new(self.password()?, ChannelBinding::unsupported());
-        let written = frontend::sasl_initial_response(SCRAM_SHA_256, scram.message(), output);
+        let scram = ScramSha256::new(self.password()?, binding);
+        let written = frontend::sasl_initial_response(mechanism, scram.message(), output);
         self.scram = Scram::Begun(Box::new(scram));
         self.written(written)
     }
@@ -155,7 +177,7 @@ mod tests {
 
     fn answers(url: &str, requests: &[Bytes]) -> Result<bool, ReplicationError> {
         let config = url.parse().unwrap();
-        let mut authentication = Authentication::new(&config, "h:1".to_owned());
+        let mut authentication = Authentication::new(&config, Binding::Plain, "h:1".to_owned());
         let mut let_in = Ok(false);
         for request in requests {
             let_in = authentication.answer(request.clone(), &mut BytesMut::new());

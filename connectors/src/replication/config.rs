@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio_postgres::config::SslMode;
+use links::Endpoint;
 
 use super::error::ReplicationError;
 
@@ -23,7 +23,7 @@ pub const SESSION_SETTINGS: [(&str, &str); 7] = [
 #[derive(Debug, Clone)]
 pub struct ReplicationConfig {
     /// Address, user, password, database; hosts are tried in order.
-    pub postgres: tokio_postgres::Config,
+    pub postgres: Endpoint,
     /// Shown in the source's `pg_stat_replication`. Default `tributary`.
     pub application_name: String,
     /// The server frees the slot of a client that it has not heard for so long. Default 7 s.
@@ -44,22 +44,21 @@ pub struct ReplicationConfig {
 }
 
 impl ReplicationConfig {
-    /// Defaults, for a URL as tokio-postgres takes it.
+    /// Defaults, for a URL as tokio-postgres takes it, without TLS.
     ///
     /// # Errors
-    /// Where the URL does not parse, names no user or host, or requires TLS.
+    /// Where the URL does not parse, or names no user or host.
     pub fn from_url(url: &str) -> Result<Self, ReplicationError> {
-        Self::new(url.parse().map_err(ReplicationError::Url)?)
+        let postgres: tokio_postgres::Config = url.parse().map_err(ReplicationError::Url)?;
+        Self::new(postgres)
     }
 
     /// Defaults, for an address that is already parsed.
     ///
     /// # Errors
-    /// Where it names no user or host, or requires TLS.
-    pub fn new(postgres: tokio_postgres::Config) -> Result<Self, ReplicationError> {
-        if postgres.get_ssl_mode() == SslMode::Require {
-            return Err(ReplicationError::TlsUnsupported);
-        }
+    /// Where it names no user or host.
+    pub fn new(postgres: impl Into<Endpoint>) -> Result<Self, ReplicationError> {
+        let postgres = postgres.into();
         if postgres.get_user().is_none() {
             return Err(ReplicationError::UrlIncomplete("a user"));
         }
@@ -95,10 +94,6 @@ mod tests {
         let config = |url| ReplicationConfig::from_url(url);
         assert!(config("postgres://u:p@h/d").is_ok());
         assert!(matches!(config("http://h"), Err(ReplicationError::Url(_))));
-        assert!(matches!(
-            config("postgres://u@h/d?sslmode=require"),
-            Err(ReplicationError::TlsUnsupported)
-        ));
         assert!(matches!(
             config("postgres://u@/d"),
             Err(ReplicationError::UrlIncomplete("a host"))

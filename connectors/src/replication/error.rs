@@ -14,10 +14,6 @@ pub enum ReplicationError {
     Url(#[source] tokio_postgres::Error),
     #[error("the source's URL lacks {0}; write it as postgres://user:password@host:port/database")]
     UrlIncomplete(&'static str),
-    #[error(
-        "sslmode=require is not supported for replication yet; use sslmode=prefer or disable on a trusted network"
-    )]
-    TlsUnsupported,
     #[error("cannot connect to the source at {address}: {source}")]
     Connect {
         address: String,
@@ -116,7 +112,6 @@ impl ReplicationError {
         match self {
             Self::Url(_)
             | Self::UrlIncomplete(_)
-            | Self::TlsUnsupported
             | Self::PasswordMissing { .. }
             | Self::AuthenticationMethod { .. }
             | Self::Scram(_)
@@ -145,7 +140,6 @@ impl ReplicationError {
             | Self::Stream(source) => source.sql_state(),
             Self::Url(_)
             | Self::UrlIncomplete(_)
-            | Self::TlsUnsupported
             | Self::Connect { .. }
             | Self::PasswordMissing { .. }
             | Self::AuthenticationMethod { .. }

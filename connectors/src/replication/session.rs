@@ -4,6 +4,8 @@ use std::fmt;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
+use links::Endpoint;
+use links::postgres::Binding;
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
@@ -12,7 +14,7 @@ use super::authentication::Authentication;
 use super::config::{ReplicationConfig, SESSION_SETTINGS};
 use super::error::{CommandError, ReplicationError, ServerError};
 use super::frame::{self, Frame, tag};
-use super::transport::{Address, Transport};
+use super::transport::{Address, Opened, Transport};
 
 /// Read at once while commands are answered.
 const READ_BYTES: usize = 8 << 10;
@@ -30,6 +32,8 @@ pub(super) struct Session {
     pub(super) input: BytesMut,
     output: BytesMut,
     address: Address,
+    /// For a connection beside this one, to cancel.
+    endpoint: Endpoint,
     message_bytes_max: usize,
     /// A command was given up before its answer was complete, so the next answer would be
     /// another command's.
@@ -74,18 +78,20 @@ impl Session {
         config: &ReplicationConfig,
         address: &Address,
     ) -> Result<Self, ReplicationError> {
-        let transport = address
-            .open()
-            .await
-            .map_err(|source| ReplicationError::Connect {
-                address: address.to_string(),
-                source,
-            })?;
+        let Opened { transport, binding } =
+            address
+                .open(&config.postgres)
+                .await
+                .map_err(|source| ReplicationError::Connect {
+                    address: address.to_string(),
+                    source,
+                })?;
         let mut session = Self {
             transport,
             input: BytesMut::with_capacity(READ_BYTES),
             output: BytesMut::new(),
             address: address.clone(),
+            endpoint: config.postgres.clone(),
             message_bytes_max: config.message_bytes_max,
             out_of_step: false,
             server_version: String::new(),
@@ -97,7 +103,7 @@ impl Session {
             source,
         };
         session.send_startup(config).await.map_err(failed)?;
-        session.authenticate(config).await?;
+        session.authenticate(config, binding).await?;
         session.await_ready().await.map_err(failed)?;
         Ok(session)
     }
@@ -135,9 +141,13 @@ impl Session {
         self.flush().await
     }
 
-    async fn authenticate(&mut self, config: &ReplicationConfig) -> Result<(), ReplicationError> {
+    async fn authenticate(
+        &mut self,
+        config: &ReplicationConfig,
+        binding: Binding,
+    ) -> Result<(), ReplicationError> {
         let address = self.address.to_string();
-        let mut authentication = Authentication::new(&config.postgres, address.clone());
+        let mut authentication = Authentication::new(&config.postgres, binding, address.clone());
         let failed = |source| ReplicationError::Startup {
             address: address.clone(),
             source,
@@ -246,7 +256,8 @@ impl Session {
 
     /// Asks the server, on a connection of its own, to give up what this session does.
     async fn cancel(&mut self) -> Result<(), CommandError> {
-        let mut transport = self.address.open().await.map_err(CommandError::Io)?;
+        let opened = self.address.open(&self.endpoint).await;
+        let mut transport = opened.map_err(CommandError::Io)?.transport;
         let mut request = BytesMut::new();
         frontend::cancel_request(self.backend_pid, self.cancel_key, &mut request);
         transport

@@ -1,9 +1,11 @@
-//! Byte streams to a server. TLS will be one more [`Transport`], wrapped around one of these.
+//! Byte streams to a server, with TLS around them where it is wanted.
 
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use links::Endpoint;
+use links::postgres::{Binding, Secured};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_postgres::config::Host;
@@ -13,6 +15,13 @@ pub(super) trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
 
+/// A connection that was just made.
+pub(super) struct Opened {
+    pub(super) transport: Box<dyn Transport>,
+    /// What SCRAM can be bound to.
+    pub(super) binding: Binding,
+}
+
 /// PostgreSQL's port where an address names none.
 const DEFAULT_PORT: u16 = 5432;
 
@@ -20,7 +29,8 @@ const DEFAULT_PORT: u16 = 5432;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Address {
     Name(String, u16),
-    Ip(IpAddr, u16),
+    /// An address, and the name that its certificate is for.
+    Ip(String, IpAddr, u16),
     Unix(PathBuf),
 }
 
@@ -45,7 +55,11 @@ impl Address {
                 };
                 // An address spares the look-up of the name beside it.
                 if let Some(ip) = ips.get(index) {
-                    return Some(Self::Ip(*ip, port));
+                    let name = match hosts.get(index) {
+                        Some(Host::Tcp(name)) => name.clone(),
+                        Some(Host::Unix(_)) | None => ip.to_string(),
+                    };
+                    return Some(Self::Ip(name, *ip, port));
                 }
                 hosts.get(index).map(|host| match host {
                     Host::Tcp(name) => Self::Name(name.clone(), port),
@@ -56,15 +70,31 @@ impl Address {
     }
 
     /// Connects.
-    pub(super) async fn open(&self) -> io::Result<Box<dyn Transport>> {
-        let tcp = match self {
-            Self::Unix(path) => return Ok(Box::new(UnixStream::connect(path).await?)),
-            Self::Name(name, port) => TcpStream::connect((name.as_str(), *port)).await?,
-            Self::Ip(ip, port) => TcpStream::connect((*ip, *port)).await?,
+    pub(super) async fn open(&self, endpoint: &Endpoint) -> io::Result<Opened> {
+        let (host, tcp) = match self {
+            Self::Unix(path) => {
+                return Ok(Opened {
+                    transport: Box::new(UnixStream::connect(path).await?),
+                    binding: Binding::Plain,
+                });
+            }
+            Self::Name(name, port) => (
+                name.clone(),
+                TcpStream::connect((name.as_str(), *port)).await?,
+            ),
+            Self::Ip(name, ip, port) => (name.clone(), TcpStream::connect((*ip, *port)).await?),
         };
         // A status is 39 bytes and is wanted now.
         tcp.set_nodelay(true)?;
-        Ok(Box::new(tcp))
+        let secured = endpoint.secure(&host, tcp).await?;
+        let binding = secured.binding();
+        Ok(Opened {
+            transport: match secured {
+                Secured::Plain(tcp) => Box::new(tcp),
+                Secured::Tls(tls) => Box::new(tls),
+            },
+            binding,
+        })
     }
 }
 
@@ -72,7 +102,7 @@ impl std::fmt::Display for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Name(name, port) => write!(f, "{name}:{port}"),
-            Self::Ip(ip, port) => write!(f, "{}", std::net::SocketAddr::new(*ip, *port)),
+            Self::Ip(_, ip, port) => write!(f, "{}", std::net::SocketAddr::new(*ip, *port)),
             Self::Unix(path) => write!(f, "{}", path.display()),
         }
     }

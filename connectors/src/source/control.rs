@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kafka::Lsn;
+use links::Endpoint;
 use service::fault::in_force;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -69,14 +70,14 @@ impl Control {
     /// # Errors
     /// Where the source cannot be reached, or the session is lost while it waits.
     pub async fn take_lock(
-        config: &tokio_postgres::Config,
+        endpoint: &Endpoint,
         postgres: &PostgresConfig,
         mut waiting: impl FnMut(u64),
     ) -> Result<Self, SourceError> {
         let timeout = Duration::from_millis(postgres.lock_timeout_ms);
         let settings = [("idle_session_timeout", format!("{}ms", timeout.as_millis()))];
         // An answer that takes longer comes to a session that has lost its lock.
-        let session = Session::connect(config, &settings).await?;
+        let session = Session::connect(endpoint, &settings).await?;
         let session = Arc::new(session.answering_within(timeout));
         if in_force("advisory_lock") {
             let sql = format!(

@@ -3,11 +3,13 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use links::Endpoint;
 use service::fault::in_force;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, CopyOutStream, NoTls, SimpleQueryMessage, SimpleQueryRow};
+use tokio_postgres::{Client, CopyOutStream, SimpleQueryMessage, SimpleQueryRow};
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::config::EndpointError;
 use crate::replication::{SESSION_SETTINGS, addresses};
 
 /// For an answer, where nobody says otherwise.
@@ -16,8 +18,8 @@ const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// A query of the source failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    #[error("the source's URL does not parse: {0}")]
-    Url(#[source] tokio_postgres::Error),
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
     #[error("cannot connect to the source at {address}: {}", reason(.source))]
     Connect {
         address: String,
@@ -46,10 +48,11 @@ impl SourceError {
     #[must_use]
     pub fn sql_state(&self) -> Option<&SqlState> {
         match self {
-            Self::Url(source) | Self::Connect { source, .. } | Self::Query { source, .. } => {
-                source.code()
-            }
-            Self::ConnectTimeout { .. } | Self::Timeout { .. } | Self::Answer { .. } => None,
+            Self::Connect { source, .. } | Self::Query { source, .. } => source.code(),
+            Self::Endpoint(_)
+            | Self::ConnectTimeout { .. }
+            | Self::Timeout { .. }
+            | Self::Answer { .. } => None,
         }
     }
 
@@ -74,7 +77,7 @@ impl SourceError {
                 .code()
                 .is_none_or(|state| ["57P", "08"].iter().any(|c| state.code().starts_with(c))),
             Self::Connect { .. } | Self::ConnectTimeout { .. } | Self::Timeout { .. } => true,
-            Self::Url(_) | Self::Answer { .. } => false,
+            Self::Endpoint(_) | Self::Answer { .. } => false,
         }
     }
 
@@ -128,30 +131,30 @@ impl Session {
     /// # Errors
     /// Where the server cannot be reached in time or refuses.
     pub async fn connect(
-        config: &tokio_postgres::Config,
+        endpoint: &Endpoint,
         settings: &[(&str, String)],
     ) -> Result<Self, SourceError> {
-        let timeout = config
+        let timeout = endpoint
             .get_connect_timeout()
             .copied()
             .unwrap_or(Duration::from_secs(5));
-        tokio::time::timeout(timeout, Self::connect_now(config, settings))
+        tokio::time::timeout(timeout, Self::connect_now(endpoint, settings))
             .await
             .map_err(|_| SourceError::ConnectTimeout {
-                address: addresses(config),
+                address: addresses(endpoint),
                 timeout,
             })?
     }
 
     async fn connect_now(
-        config: &tokio_postgres::Config,
+        endpoint: &Endpoint,
         settings: &[(&str, String)],
     ) -> Result<Self, SourceError> {
         let refused = |source| SourceError::Connect {
-            address: addresses(config),
+            address: addresses(endpoint),
             source,
         };
-        let (client, connection) = config.connect(NoTls).await.map_err(refused)?;
+        let (client, connection) = endpoint.connect().await.map_err(refused)?;
         let connection = AbortOnDropHandle::new(tokio::spawn(async move {
             // The session's next query fails with the reason; here nobody waits for it.
             if let Err(error) = connection.await {

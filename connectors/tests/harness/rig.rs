@@ -100,11 +100,12 @@ impl Rig {
             rig: self,
             environment: Vec::new(),
             top: String::new(),
+            sections: String::new(),
             stream: String::new(),
             reads: String::new(),
             url: self.connector_url.clone(),
             bootstrap: self.bootstrap.clone(),
-            postgres: "lock_timeout_ms = 2000\nslot_timeout_ms = 2000".to_owned(),
+            postgres: "lock_timeout_ms = 2000\nslot_timeout_ms = 2000\n".to_owned(),
             publication: "tributary".to_owned(),
             tables: self.tables.clone(),
         }
@@ -165,6 +166,7 @@ pub(crate) struct Plan<'a> {
     rig: &'a Rig,
     environment: Vec<(String, String)>,
     top: String,
+    sections: String,
     stream: String,
     reads: String,
     url: String,
@@ -200,6 +202,26 @@ impl Plan<'_> {
     pub(crate) fn top(mut self, lines: &str) -> Self {
         self.top.push_str(lines);
         self.top.push('\n');
+        self
+    }
+
+    /// A variable of its environment.
+    pub(crate) fn variable(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Lines of the section `[postgres]`.
+    pub(crate) fn postgres(mut self, lines: &str) -> Self {
+        self.postgres.push_str(lines);
+        self.postgres.push('\n');
+        self
+    }
+
+    /// Further sections.
+    pub(crate) fn sections(mut self, text: &str) -> Self {
+        self.sections.push_str(text);
+        self.sections.push('\n');
         self
     }
 
@@ -290,10 +312,10 @@ impl Plan<'_> {
         format!(
             "source = \"shop\"\ntables = {:?}\n{}\
              [postgres]\nurl = \"{}\"\nslot = \"{}\"\npublication = \"{}\"\n\
-             {}\n\
+             {}\
              [kafka]\nbootstrap = \"{}\"\ntopic_prefix = \"{}\"\nreplication_factor = 1\npartitions = 2\n\
              [admin]\nlisten = \"127.0.0.1:{port}\"\n[log]\nfilter = \"connectors=debug,info\"\n\
-             [stream]\n{}[reads]\n{}",
+             [stream]\n{}[reads]\n{}{}",
             self.tables,
             self.top,
             self.url,
@@ -304,6 +326,7 @@ impl Plan<'_> {
             self.rig.prefix,
             self.stream,
             self.reads,
+            self.sections,
         )
     }
 }

@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rdkafka::ClientContext;
-use rdkafka::admin::AdminClient;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::DeliveryResult;
 use rdkafka::metadata::Metadata;
+use rdkafka::producer::{BaseProducer, Producer as _, ProducerContext};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
@@ -21,6 +22,8 @@ use crate::config::KafkaConfig;
 const CONNECT_MAX: Duration = Duration::from_secs(3);
 /// How long librdkafka may be at it before what it said meanwhile is looked at.
 const LOOK: Duration = Duration::from_millis(500);
+/// For librdkafka to hand on what it has to say.
+const WORDS_WAIT: Duration = Duration::from_millis(20);
 /// What librdkafka says that is kept.
 const WORDS_MAX: usize = 20;
 
@@ -42,7 +45,7 @@ impl std::fmt::Display for DeadAddress {
 #[derive(Debug, thiserror::Error)]
 pub enum Trouble {
     /// None of the addresses of `bootstrap` answers.
-    #[error("no broker answers")]
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
     Unreachable(Vec<DeadAddress>),
     /// Somebody listens, but does not talk to us.
     #[error("Kafka at {bootstrap} does not answer as it should: {reason}")]
@@ -83,11 +86,7 @@ pub async fn observe(
     tables: &[String],
     checkpoint: &str,
 ) -> Result<Observation, Trouble> {
-    let addresses: Vec<String> = config
-        .bootstrap
-        .split(',')
-        .map(|address| address.trim().to_owned())
-        .collect();
+    let addresses = addresses(config);
     let dead_bootstrap = dead(&addresses).await;
     if dead_bootstrap.len() == addresses.len() {
         return Err(Trouble::Unreachable(dead_bootstrap));
@@ -136,6 +135,21 @@ impl Topics {
     }
 }
 
+/// Why Kafka does not answer us; none where it does.
+pub async fn trouble(config: &KafkaConfig) -> Option<Trouble> {
+    let addresses = addresses(config);
+    let dead = dead(&addresses).await;
+    if dead.len() == addresses.len() {
+        return Some(Trouble::Unreachable(dead));
+    }
+    ask(config).await.err()
+}
+
+fn addresses(config: &KafkaConfig) -> Vec<String> {
+    let addresses = config.bootstrap.split(',').map(str::trim);
+    addresses.map(str::to_owned).collect()
+}
+
 /// What the cluster says of itself.
 struct Known {
     /// `host:port` of each broker.
@@ -146,7 +160,8 @@ struct Known {
 /// Brokers and topics; a topic that does not exist is not asked for, or some clusters make it.
 async fn ask(config: &KafkaConfig) -> Result<Known, Trouble> {
     let words = Words::default();
-    let admin: AdminClient<Words> = client::settings(config)
+    // A producer, because an admin client hands on nothing that librdkafka says by itself.
+    let asker: BaseProducer<Words> = client::settings(config)
         .create_with_context(words.clone())
         .map_err(|source| {
             Trouble::Settings(TopicError::Client {
@@ -154,13 +169,14 @@ async fn ask(config: &KafkaConfig) -> Result<Known, Trouble> {
                 source,
             })
         })?;
-    let admin = Arc::new(admin);
+    let asker = Arc::new(asker);
     let deadline = Instant::now() + client::request_timeout(config);
     loop {
-        let asking = Arc::clone(&admin);
+        let asking = Arc::clone(&asker);
         let answer = tokio::task::spawn_blocking(move || {
-            let metadata = asking.inner().fetch_metadata(None, LOOK)?;
-            Ok(known(&metadata))
+            let metadata = asking.client().fetch_metadata(None, LOOK);
+            asking.poll(WORDS_WAIT);
+            Ok(known(&metadata?))
         })
         .await
         .unwrap_or(Err(KafkaError::Canceled));
@@ -275,4 +291,10 @@ impl ClientContext for Words {
     }
 
     fn log(&self, _: RDKafkaLogLevel, _: &str, _: &str) {}
+}
+
+impl ProducerContext for Words {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
 }
