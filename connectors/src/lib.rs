@@ -26,6 +26,7 @@
 pub mod bench;
 mod captured;
 pub mod check;
+pub mod command;
 pub mod config;
 mod deliver;
 pub mod encode;

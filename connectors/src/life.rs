@@ -21,6 +21,7 @@ use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 
 use crate::captured::Captured;
+use crate::command::Orders;
 use crate::config::{ConnectorConfig, split_qualified};
 use crate::deliver::Delivery;
 use crate::epoch::{self, Server, Slot};
@@ -67,6 +68,10 @@ pub(crate) struct Life<'a> {
     pub(crate) transaction: Option<Transaction>,
     /// The session of chunks, reconciliation and catalog.
     pub(crate) reads: Arc<Session>,
+    /// Commands that wait.
+    pub(crate) orders: Orders,
+    /// The id of the last read by command.
+    pub(crate) last_request: u64,
     /// Further sessions that read tables.
     pub(crate) readers: Readers,
     /// The session whose read view is kept.
@@ -208,6 +213,8 @@ impl<'a> Life<'a> {
             column_types,
             transaction: None,
             reads,
+            orders: status.commands().lead(),
+            last_request: 0,
             readers: Readers::default(),
             hole_reads,
             holes: Holes::default(),

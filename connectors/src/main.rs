@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use connectors::check::{Fault, Finding, Report, examine};
+use connectors::command::cli::{self, ReadArguments, StatusArguments};
 use connectors::config::ConnectorConfig;
 use connectors::plan::{Plan, plan};
 use connectors::run;
@@ -55,6 +56,26 @@ enum Command {
                             cannot be captured.\n\nExample:\n  connector --config warehouse.toml plan"
     )]
     Plan(Output),
+    /// Asks the running connector to read a table again, or some of its rows.
+    ///
+    /// Every row is sent anew as it is now (op `r`), and keys that the source no longer has are
+    /// deleted from the topic. The stream goes on meanwhile, nothing is written to the source, and
+    /// readers notice nothing but the rows. An accepted read stands in the checkpoint: it goes on
+    /// after a restart or a crash. Ask on the machine of the one that leads.
+    #[command(
+        after_help = "Exit code: 0 accepted (with --wait: complete), 1 no connector answers, 2 refused \
+                            or given up.\n\nExamples:\n  connector --config sales.toml read --table \
+                            public.sls_order\n  connector --config sales.toml read --table \
+                            public.sls_order --where 'id BETWEEN 1000 AND 2000' --rows-per-second 500 --wait"
+    )]
+    Read(ReadArguments),
+    /// Tells how the running connector is: state, position, lag, how far table reads are.
+    #[command(
+        after_help = "Exit code: 0 it streams, reads or stands by; 1 it is connecting or stalled, or \
+                            does not answer.\n\nExample:\n  connector --config warehouse.toml status \
+                            --json | jq .lag_bytes"
+    )]
+    Status(StatusArguments),
 }
 
 #[derive(Debug, Clone, Copy, Args)]
@@ -112,6 +133,8 @@ async fn main() -> ExitCode {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }),
+        Command::Read(arguments) => cli::read(&config, &arguments).await,
+        Command::Status(arguments) => cli::status(&config, arguments).await,
         Command::Check(output) => said(&examine(&config).await, output),
         Command::Plan(output) => match plan(&config).await {
             Ok(plan) => planned(&plan, output),
@@ -122,7 +145,9 @@ async fn main() -> ExitCode {
 
 fn misconfigured(command: &Command, error: &ConfigError) -> ExitCode {
     match command {
-        Command::Run => run::stopped(&[Fault(error.to_string())]),
+        Command::Run | Command::Read(_) | Command::Status(_) => {
+            run::stopped(&[Fault(error.to_string())])
+        }
         Command::Check(output) | Command::Plan(output) => {
             said(&Report::unnamed(Finding::of_configuration(error)), *output)
         }

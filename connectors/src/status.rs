@@ -24,7 +24,7 @@
 //!
 //! Those of table reads stand in [`reads`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::{Json, Router, routing::get};
@@ -35,9 +35,10 @@ use service::admin::Health;
 
 mod reads;
 
+use crate::command::Commands;
 use crate::encode::envelope::now_us;
 use crate::watch::Motion;
-use reads::TableStatus;
+use reads::{FailedRequest, TableStatus};
 
 /// Names of the metrics.
 pub(crate) mod names {
@@ -140,6 +141,8 @@ struct Status {
     /// Changes that this process has sent to quarantine.
     quarantined: u64,
     tables: BTreeMap<String, TableStatus>,
+    /// Reads by command that were given up lately.
+    failed_requests: VecDeque<FailedRequest>,
 }
 
 /// Shared by the life, which writes it, and the admin port, which reads it.
@@ -149,6 +152,7 @@ pub struct StatusBoard {
     /// What the life says, over which the watch's stall stands.
     said: Arc<RwLock<Said>>,
     motion: Arc<Motion>,
+    commands: Commands,
     health: Health,
 }
 
@@ -167,6 +171,7 @@ impl StatusBoard {
         Self {
             health,
             motion: Arc::default(),
+            commands: Commands::default(),
             said: Arc::new(RwLock::new(Said {
                 state: State::Connecting,
                 reason: None,
@@ -186,17 +191,38 @@ impl StatusBoard {
                 whole: false,
                 quarantined: 0,
                 tables: BTreeMap::new(),
+                failed_requests: VecDeque::new(),
             })),
         }
     }
 
-    /// The route `/status`.
+    /// The routes `/status` and `/reads`.
     pub fn router(&self) -> Router {
         let board = self.clone();
-        Router::new().route(
-            "/status",
-            get(move || std::future::ready(Json(board.read().clone()))),
-        )
+        Router::new()
+            .route(
+                "/status",
+                get(move || std::future::ready(Json(board.read().clone()))),
+            )
+            .merge(Commands::router(self.clone()))
+    }
+
+    /// The way of commands to the life.
+    pub(crate) fn commands(&self) -> &Commands {
+        &self.commands
+    }
+
+    /// The state in words.
+    pub(crate) fn sentence(&self) -> String {
+        let status = self.read();
+        let reason = status.reason.clone();
+        reason.unwrap_or_else(|| status.state.sentence().to_owned())
+    }
+
+    /// A read by command is given up.
+    pub(crate) fn request_failed(&self, id: u64, table: &str, reason: String) {
+        let mut status = self.status.write().unwrap_or_else(PoisonError::into_inner);
+        reads::fail(&mut status.failed_requests, id, table, reason);
     }
 
     /// What the life counts and the watch looks at.

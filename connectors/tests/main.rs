@@ -2,6 +2,7 @@
 
 mod alterations;
 mod check;
+mod commands;
 mod crashes;
 mod epochs;
 mod harness;

@@ -333,6 +333,7 @@ impl Life<'_> {
             "read {id} of {table} is given up: {error}; ask for it again with another condition"
         );
         self.progress.give_up(table, id);
+        self.status.request_failed(id, table, error.to_string());
     }
 
     /// Counts the chunk's slices as read; how many rows were passed.

@@ -8,6 +8,8 @@
 //! | `connector_read_requests` | reads by command that are not complete |
 //! | `connector_read_requests_failed_total` | reads by command that were given up |
 
+use std::collections::VecDeque;
+
 use kafka::checkpoint::{Read, ReadRequest};
 use kafka::{Checkpoint, TableState};
 use metrics::{Unit, describe_counter, describe_gauge, gauge};
@@ -41,6 +43,17 @@ struct RequestStatus {
     partitions_to_reconcile: usize,
 }
 
+/// A read by command that was given up.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct FailedRequest {
+    id: u64,
+    table: String,
+    reason: String,
+}
+
+/// Failed requests that are remembered.
+const FAILED_MAX: usize = 16;
+
 #[derive(Debug, Clone, Copy, Serialize)]
 struct ReadProgress {
     /// Rows passed.
@@ -71,6 +84,16 @@ impl TableStatus {
             requests: table.requests.iter().map(request).collect(),
         }
     }
+}
+
+/// Remembers one more failed request, and forgets the oldest.
+pub(super) fn fail(failed: &mut VecDeque<FailedRequest>, id: u64, table: &str, reason: String) {
+    failed.truncate(FAILED_MAX - 1);
+    failed.push_front(FailedRequest {
+        id,
+        table: table.to_owned(),
+        reason,
+    });
 }
 
 /// Is anything being read or compared?

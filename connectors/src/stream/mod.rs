@@ -34,6 +34,11 @@ impl Life<'_> {
             if shutdown.is_cancelled() && !self.progress.in_transaction() {
                 return self.record_if_any().await;
             }
+            if !self.progress.in_transaction()
+                && let Some(asked) = self.orders.try_next()
+            {
+                self.obey(asked).await?;
+            }
             if self.progress.wants_read() && Instant::now() >= self.read_again_at {
                 self.status.motion().begin(Activity::ReadingTables);
                 self.read_some().await?;
@@ -64,12 +69,18 @@ impl Life<'_> {
         let flushed = self.pulse.borrow().flushed;
         let motion = self.status.motion();
         motion.round(self.feedback.received(), flushed);
+        let mut asked = None;
+        let between = !self.progress.in_transaction();
         tokio::select! {
             event = self.stream.next() => return Ok(Some(event?)),
+            Some(command) = self.orders.next(), if between => asked = Some(command),
             () = tokio::time::sleep_until(deadline) => {}
             // An error means that the control session is lost, which ends the life elsewhere.
             Ok(()) = self.pulse.changed() => self.feel(),
             () = shutdown.cancelled(), if !shutdown.is_cancelled() => {}
+        }
+        if let Some(command) = asked {
+            self.obey(command).await?;
         }
         self.pass_view().await?;
         if !self.progress.is_even() && !self.progress.in_transaction() {

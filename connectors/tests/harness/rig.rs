@@ -305,7 +305,12 @@ impl Plan<'_> {
             user: None,
             on_parent_death: Signal::SIGKILL,
         })?;
-        Ok(Connector { process, port, log })
+        Ok(Connector {
+            process,
+            port,
+            log,
+            config,
+        })
     }
 
     fn config(&self, port: u16) -> String {
@@ -334,13 +339,28 @@ impl Plan<'_> {
 /// A connector process. Dropped, it is killed.
 pub(crate) struct Connector {
     process: Process,
-    port: u16,
+    pub(crate) port: u16,
     log: PathBuf,
+    config: PathBuf,
 }
 
 impl Connector {
     pub(crate) fn signal(&self, signal: Signal) {
         self.process.signal(signal);
+    }
+
+    /// Runs a command with this one's configuration; its exit code and what it printed.
+    pub(crate) async fn command(&self, words: &[&str]) -> Result<(Option<i32>, String)> {
+        let ran = tokio::process::Command::new(env!("CARGO_BIN_EXE_connector"))
+            .arg("--config")
+            .arg(&self.config)
+            .args(words)
+            .output();
+        let output = tokio::time::timeout(PATIENCE, ran)
+            .await
+            .map_err(|_| anyhow!("{words:?} does not end:\n{}", self.log()))??;
+        let text = [output.stdout, output.stderr].concat();
+        Ok((output.status.code(), String::from_utf8(text)?))
     }
 
     /// SIGKILL, and waits for the end.
