@@ -1,5 +1,7 @@
 //! Commands of an operator to the aggregator that runs, over its admin port.
 
+pub mod quarantine;
+
 use std::io::{IsTerminal, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
@@ -8,9 +10,11 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 
 use crate::config::Config;
-use crate::control::{Outcome, Status};
+use crate::control::{Discard, Outcome, Recomputed, Status};
 use crate::verify;
 
+/// The exit code of a comparison that could not be made.
+const NOT_COMPARED: u8 = 2;
 /// How often progress is asked for.
 const POLL: Duration = Duration::from_millis(500);
 /// The aggregator takes commands between two view transactions; a large one takes a while.
@@ -66,11 +70,7 @@ impl Admin {
             url.query_pairs_mut().append_pair("source", source);
         }
         let answer = self.client.post(url).send().await;
-        let answer = answer.with_context(|| self.unreachable())?;
-        if !answer.status().is_success() {
-            let body: serde_json::Value = answer.json().await.unwrap_or_default();
-            bail!("{}", body["error"].as_str().unwrap_or("refused"));
-        }
+        taken(answer.with_context(|| self.unreachable())?).await?;
         let mut progress = Progress::default();
         loop {
             let status = self.status().await?;
@@ -89,6 +89,30 @@ impl Admin {
             progress.say(&under_way.join(", "));
             tokio::time::sleep(POLL).await;
         }
+    }
+
+    /// Has all unified rows computed again; how many differed.
+    ///
+    /// # Errors
+    /// Where the aggregator refuses or ends.
+    pub async fn recompute(&self) -> anyhow::Result<u64> {
+        let url = format!("http://{}/recompute", self.address);
+        let answer = self.client.post(url).send().await;
+        let answer = taken(answer.with_context(|| self.unreachable())?).await?;
+        let Recomputed { rows } = answer.json().await?;
+        Ok(rows)
+    }
+
+    async fn discard(&self, which: &quarantine::Which) -> anyhow::Result<()> {
+        let url = format!("http://{}/quarantine/discard", self.address);
+        let body = Discard {
+            source: which.source.clone(),
+            table: which.table.clone(),
+            key: which.key.clone(),
+        };
+        let answer = self.client.post(url).json(&body).send().await;
+        taken(answer.with_context(|| self.unreachable())?).await?;
+        Ok(())
     }
 
     async fn verified(&self, report: &verify::Report) -> anyhow::Result<()> {
@@ -112,6 +136,15 @@ impl Admin {
     }
 }
 
+/// The answer, or why the command was not taken.
+async fn taken(answer: reqwest::Response) -> anyhow::Result<reqwest::Response> {
+    if answer.status().is_success() {
+        return Ok(answer);
+    }
+    let body: serde_json::Value = answer.json().await.unwrap_or_default();
+    bail!("{}", body["error"].as_str().unwrap_or("refused"))
+}
+
 /// Compares the view with the sources, prints what differs, and lets the running aggregator
 /// show the outcome in its metrics. The exit code says what was found.
 ///
@@ -119,38 +152,57 @@ impl Admin {
 /// Where nothing could be compared.
 pub async fn verify(
     config: &Config,
-    options: &verify::Options,
+    options: verify::Options,
+    repair: bool,
     json: bool,
 ) -> anyhow::Result<ExitCode> {
     for source in &options.sources {
         if !config.sources.contains(source) {
             let known = config.sources.join(", ");
             eprintln!("aggregator: {source} is not a source of the view; name one of {known}");
-            return Ok(ExitCode::from(2));
+            return Ok(ExitCode::from(NOT_COMPARED));
         }
     }
-    let compared = verify::verify(config, options, |difference| {
+    match compare(config, options, repair, json).await {
+        Ok(report) => Ok(ExitCode::from(report.exit_code())),
+        Err(error) => {
+            eprintln!("aggregator: {error:#}");
+            Ok(ExitCode::from(NOT_COMPARED))
+        }
+    }
+}
+
+async fn compare(
+    config: &Config,
+    options: verify::Options,
+    repair: bool,
+    json: bool,
+) -> anyhow::Result<verify::Report> {
+    let found = |difference: &verify::Difference| {
         if !json {
             println!("{difference}");
         }
-    });
-    let report = match compared.await {
-        Ok(report) => report,
-        Err(error) => {
-            eprintln!("aggregator: {error:#}");
-            return Ok(ExitCode::from(2));
-        }
     };
+    let admin = Admin::new(config.admin.listen)?;
+    let mut report = verify::verify(config, &options, found).await?;
+    if repair && report.difference_count > 0 {
+        if !json {
+            println!("{}", report.in_words());
+        }
+        let say = |step: &str| eprintln!("repair: {step}");
+        let again = verify::repair(config, &admin, &report, &say).await?;
+        report = verify::verify(config, &again, found).await?;
+    }
     if json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         println!("{}", report.in_words());
     }
     // Only the metrics miss it where no aggregator runs.
-    if let Err(error) = Admin::new(config.admin.listen)?.verified(&report).await {
+    if let Err(error) = admin.verified(&report).await {
         eprintln!("not shown in the metrics: {error:#}");
     }
-    Ok(ExitCode::from(report.exit_code()))
+    Ok(report)
 }
 
 /// A line that is written over on a terminal, and written when it changes elsewhere.

@@ -43,6 +43,10 @@ pub struct VerifyConfig {
     /// none: then only the unified tables can be compared.
     #[garde(skip)]
     pub sources: BTreeMap<String, SecretString>,
+    /// By source the address of its connector's admin port, `http://HOST:PORT`, for `--repair`.
+    /// Default none.
+    #[garde(skip)]
+    pub connectors: BTreeMap<String, String>,
     /// Rows a second that are read from a source, at most. Default 50000.
     #[garde(range(min = 1, max = 10_000_000))]
     pub rows_per_second: u32,
@@ -54,10 +58,17 @@ pub struct VerifyConfig {
     pub wait_max_ms: u64,
 }
 
+impl VerifyConfig {
+    pub(crate) fn wait_max(&self) -> Duration {
+        Duration::from_millis(self.wait_max_ms)
+    }
+}
+
 impl Default for VerifyConfig {
     fn default() -> Self {
         Self {
             sources: BTreeMap::new(),
+            connectors: BTreeMap::new(),
             rows_per_second: 50_000,
             chunk_rows: 5000,
             wait_max_ms: 60_000,

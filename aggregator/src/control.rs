@@ -79,6 +79,23 @@ pub(crate) enum Command {
         sources: Vec<String>,
         taken: oneshot::Sender<Result<Vec<String>, Refused>>,
     },
+    /// Compute all unified rows from the mirrors; how many differed.
+    Recompute { done: oneshot::Sender<u64> },
+    /// Take a key out of quarantine; whether it was there.
+    Discard {
+        which: Discard,
+        done: oneshot::Sender<bool>,
+    },
+}
+
+/// A key in quarantine.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Discard {
+    pub(crate) source: String,
+    /// `schema.table` in the source.
+    pub(crate) table: String,
+    pub(crate) key: String,
 }
 
 /// Why a command was not taken.
@@ -90,6 +107,8 @@ pub enum Refused {
     UnknownParameter(String),
     #[error("this aggregator does not write the view: {0}; ask the one that does")]
     Standby(String),
+    #[error("the key is not in quarantine")]
+    NotInQuarantine,
     #[error("the aggregator did not take the command in time; ask again")]
     Busy,
     #[error("commands are taken from this machine only; run the command where the aggregator runs")]
@@ -132,6 +151,8 @@ pub fn routes(health: &Health) -> (Router, Commands) {
     let router = Router::new()
         .route("/status", get(show))
         .route("/rebuild", post(rebuild))
+        .route("/recompute", post(recompute))
+        .route("/quarantine/discard", post(discard))
         .route("/verified", post(verified))
         .with_state(admin);
     (router, Commands { receiver, status })
@@ -182,15 +203,39 @@ async fn rebuild(
     }
 }
 
+async fn recompute(
+    State(admin): State<Admin>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+) -> Response {
+    match admin.recompute(peer).await {
+        Ok(rows) => Json(Recomputed { rows }).into_response(),
+        Err(refused) => refused.into_response(),
+    }
+}
+
+async fn discard(
+    State(admin): State<Admin>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Json(which): Json<Discard>,
+) -> Response {
+    let (done, answer) = oneshot::channel();
+    let command = Command::Discard { which, done };
+    match admin.ask(peer, command, answer).await {
+        Ok(true) => StatusCode::NO_CONTENT.into_response(),
+        Ok(false) => Refused::NotInQuarantine.into_response(),
+        Err(refused) => refused.into_response(),
+    }
+}
+
+/// The answer to `POST /recompute`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Recomputed {
+    /// That were not what the mirrors say.
+    pub(crate) rows: u64,
+}
+
 impl Admin {
     async fn rebuild(&self, peer: SocketAddr, query: RebuildQuery) -> Result<Vec<String>, Refused> {
-        if !peer.ip().is_loopback() {
-            return Err(Refused::NotLocal);
-        }
-        if !self.status.get().writes {
-            let why = self.health.reason().unwrap_or_default();
-            return Err(Refused::Standby(why));
-        }
         let mut sources = Vec::new();
         for (name, value) in query {
             if name != "source" {
@@ -199,12 +244,33 @@ impl Admin {
             sources.push(value);
         }
         let (taken, answer) = oneshot::channel();
+        let command = Command::Rebuild { sources, taken };
+        self.ask(peer, command, answer).await?
+    }
+
+    async fn recompute(&self, peer: SocketAddr) -> Result<u64, Refused> {
+        let (done, answer) = oneshot::channel();
+        self.ask(peer, Command::Recompute { done }, answer).await
+    }
+
+    /// Gives a command to the applier, and waits for its answer.
+    async fn ask<T>(
+        &self,
+        peer: SocketAddr,
+        command: Command,
+        answer: oneshot::Receiver<T>,
+    ) -> Result<T, Refused> {
+        if !peer.ip().is_loopback() {
+            return Err(Refused::NotLocal);
+        }
+        if !self.status.get().writes {
+            let why = self.health.reason().unwrap_or_default();
+            return Err(Refused::Standby(why));
+        }
         let asked = async {
-            self.commands
-                .send(Command::Rebuild { sources, taken })
-                .await
-                .map_err(|_| Refused::Busy)?;
-            answer.await.map_err(|_| Refused::Busy)?
+            let sent = self.commands.send(command).await;
+            sent.map_err(|_| Refused::Busy)?;
+            answer.await.map_err(|_| Refused::Busy)
         };
         tokio::time::timeout(TAKEN_WITHIN, asked)
             .await
@@ -221,6 +287,7 @@ impl IntoResponse for Refused {
         let status = match self {
             Self::UnknownSource { .. } | Self::UnknownParameter(_) => StatusCode::BAD_REQUEST,
             Self::Standby(_) => StatusCode::CONFLICT,
+            Self::NotInQuarantine => StatusCode::NOT_FOUND,
             Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
             Self::NotLocal => StatusCode::FORBIDDEN,
         };

@@ -13,7 +13,7 @@ use service::admin::Health;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
-use crate::control::{Command, Commands};
+use crate::control::{self, Command, Commands};
 use crate::failure::Failure;
 use crate::ingest::{Change, Feeds, Item, Options, Purpose};
 use crate::lock::Lock;
@@ -132,15 +132,36 @@ impl Applier {
                     (source, Purpose::Serve, item) => self.take(&source, item).await?,
                     (source, Purpose::Rebuild, item) => self.take_rebuilt(&source, item).await?,
                 },
-                command = commands.next() => match command {
-                    Command::Rebuild { sources, taken } => {
-                        let began = self.rebuild_by_command(&sources).await?;
-                        // Who asked may have gone.
-                        let _ = taken.send(began);
-                    }
-                },
+                command = commands.next() => self.obey(command).await?,
             }
         }
+    }
+
+    /// Who asked may have gone: then nobody takes the answer.
+    async fn obey(&mut self, command: Command) -> Result<(), Failure> {
+        match command {
+            Command::Rebuild { sources, taken } => {
+                let _ = taken.send(self.rebuild_by_command(&sources).await?);
+            }
+            Command::Recompute { done } => {
+                let rows = self.view.recompute().await?;
+                tracing::info!(rows, "computed all unified rows: {rows} differed");
+                let _ = done.send(rows);
+            }
+            Command::Discard { which, done } => {
+                let control::Discard { source, table, key } = &which;
+                let was_there = self.view.discard(source, table, key).await?;
+                tracing::info!(
+                    source,
+                    table,
+                    key,
+                    was_there,
+                    "{key} of {table} is taken out of quarantine by command"
+                );
+                let _ = done.send(was_there);
+            }
+        }
+        Ok(())
     }
 
     async fn take(&mut self, source: &str, item: Item) -> Result<(), Failure> {

@@ -39,6 +39,11 @@ enum Command {
         #[arg(long, value_name = "NAME")]
         source: Vec<String>,
     },
+    /// Shows what could not be applied, and ends it.
+    Quarantine {
+        #[command(subcommand)]
+        command: command::quarantine::Command,
+    },
     /// Compares the mirrors with their sources, and the unified tables with the mirrors, while
     /// everything runs. Prints what differs, never a value. Exits with 0: equal, 1: different,
     /// 2: not compared as a whole.
@@ -50,6 +55,10 @@ enum Command {
         /// Keeps the progress in this file, and goes on where it says.
         #[arg(long, value_name = "FILE")]
         resume: Option<PathBuf>,
+        /// Has what differs mended: its connector reads the rows again, then the aggregator what
+        /// is not right by then. Compares again, and reports that.
+        #[arg(long)]
+        repair: bool,
         /// The report as JSON.
         #[arg(long)]
         json: bool,
@@ -81,16 +90,23 @@ async fn main() -> anyhow::Result<ExitCode> {
             Admin::new(config.admin.listen)?.rebuild(&source).await?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Quarantine { command } => command::quarantine::run(&config, command).await,
         Command::Verify {
             source,
             resume,
+            repair,
             json,
         } => {
             let options = verify::Options {
-                sources: source,
+                unified: source.is_empty(),
+                sources: if source.is_empty() {
+                    config.sources.clone()
+                } else {
+                    source
+                },
                 resume,
             };
-            command::verify(&config, &options, json).await
+            command::verify(&config, options, repair, json).await
         }
     }
 }

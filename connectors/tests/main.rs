@@ -4,7 +4,6 @@ mod alterations;
 mod check;
 mod commands;
 mod crashes;
-mod definitions;
 mod epochs;
 mod harness;
 mod holes;

@@ -156,7 +156,6 @@ async fn events_and_checkpoints_have_their_shape() -> Result<()> {
                 "reach",
                 "wal_end",
                 "offsets",
-                "definition",
             ]
             .contains(&name)
     };

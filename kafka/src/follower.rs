@@ -29,7 +29,7 @@ use checkpoint_log::{CheckpointLog, Found, Lost};
 use reading::{Progress, Reading, Target};
 
 pub use checkpoint_log::last_record;
-pub use scan::TopicScan;
+pub use scan::{TopicScan, record};
 
 /// Names `<source>.quarantine` among the tables: its records come before those of the tables.
 pub const QUARANTINE: &str = "quarantine";

@@ -36,6 +36,18 @@ impl PartialEq for Table {
 
 impl Eq for Table {}
 
+impl PartialOrd for Table {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Table {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.mirror.cmp(other.mirror)
+    }
+}
+
 /// Which copy of a source's tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {

@@ -5,26 +5,34 @@
 //! It reads: the sources with the connector's role, the view as its owner, in sessions that may
 //! not write. What differs is named by table, key and column; no value is printed.
 
+mod connector;
 mod progress;
+mod repair;
 mod report;
 mod row;
 mod source;
 mod unified;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+pub(crate) use connector::Connector;
 pub use progress::Progress;
+pub use repair::repair;
 pub use report::{Difference, NotCompared, Report};
 
 use crate::config::Config;
 use crate::failure::{Failure, in_words};
+use crate::mirror::Table;
 use crate::session::Session;
 
 /// What to compare, and how.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Only these sources' mirrors; none named: all, and the unified tables.
+    /// The sources whose mirrors are compared.
     pub sources: Vec<String>,
+    /// Are the unified tables compared with the mirrors?
+    pub unified: bool,
     /// Where progress is kept, so that a run that was cut goes on.
     pub resume: Option<PathBuf>,
 }
@@ -67,40 +75,72 @@ pub async fn verify(
     options: &Options,
     found: impl Fn(&Difference),
 ) -> anyhow::Result<Report> {
-    let settings = [
-        "TimeZone = 'UTC'".to_owned(),
-        "default_transaction_read_only = on".to_owned(),
-    ];
-    let view = Session::open(&config.view.url, "aggregator verify", &settings)
-        .await
-        .map_err(|failure| anyhow::anyhow!("{}", failure.in_words()))?;
+    let view = open(config).await?;
     let mut progress = Progress::open(options.resume.clone())?;
     let mut report = Report::resumed(&progress);
-    let wanted = |source: &&String| options.sources.is_empty() || options.sources.contains(source);
-    for source in config.sources.iter().filter(wanted) {
-        let ended = match config.verify.sources.get(source) {
-            Some(url) => source::Comparison::begin(&view, config, source, url)
-                .await
-                .map_err(|error| (source.clone(), error)),
-            None => Err((
-                source.clone(),
-                VerifyError::Cannot(format!(
-                    "verify.sources.{source} is not set: the connector's \
-                    postgres://USER:PASSWORD@HOST:PORT/DATABASE"
-                )),
-            )),
-        };
-        let ended = match ended {
+    for source in &options.sources {
+        let ended = match begin(&view, config, source).await {
             Ok(comparison) => comparison.run(&mut progress, &mut report, &found).await,
-            Err(error) => Err(error),
+            Err(error) => Err((source.clone(), error)),
         };
         if let Err((what, error)) = ended {
             report.not_compared(what, error.in_words());
         }
     }
-    if options.sources.is_empty() {
+    if options.unified {
         unified::compare(&view, config, &mut progress, &mut report, &found).await;
     }
     progress.end(&report)?;
     Ok(report)
+}
+
+/// The sources of which some of these rows still differ; all of them where not all are listed.
+async fn still_differing(
+    config: &Config,
+    keys: &BTreeMap<&'static Table, Vec<i64>>,
+    is_listed: bool,
+) -> anyhow::Result<Vec<String>> {
+    let view = open(config).await?;
+    let mut still = Vec::new();
+    for (table, keys) in keys {
+        let source = table.source.to_owned();
+        if still.contains(&source) {
+            continue;
+        }
+        let differs = async {
+            let comparison = begin(&view, config, table.source).await?;
+            comparison.differs(table, keys.clone()).await
+        };
+        let differs = differs
+            .await
+            .map_err(|error| anyhow::anyhow!("{}", error.in_words()))?;
+        if differs || !is_listed {
+            still.push(source);
+        }
+    }
+    Ok(still)
+}
+
+async fn open(config: &Config) -> anyhow::Result<Session> {
+    let settings = [
+        "TimeZone = 'UTC'".to_owned(),
+        "default_transaction_read_only = on".to_owned(),
+    ];
+    Session::open(&config.view.url, "aggregator verify", &settings)
+        .await
+        .map_err(|failure| anyhow::anyhow!("{}", failure.in_words()))
+}
+
+async fn begin<'a>(
+    view: &'a Session,
+    config: &'a Config,
+    source: &'a str,
+) -> Result<source::Comparison<'a>, VerifyError> {
+    let url = config.verify.sources.get(source).ok_or_else(|| {
+        VerifyError::Cannot(format!(
+            "verify.sources.{source} is not set: the connector's \
+            postgres://USER:PASSWORD@HOST:PORT/DATABASE"
+        ))
+    })?;
+    source::Comparison::begin(view, config, source, url).await
 }

@@ -138,6 +138,21 @@ impl<'a> Comparison<'a> {
         Ok(())
     }
 
+    /// Do some of these rows differ, but for those in quarantine?
+    pub(super) async fn differs(
+        &self,
+        table: &'static Table,
+        keys: Vec<i64>,
+    ) -> Result<bool, VerifyError> {
+        let quarantined = self.quarantined(table).await?;
+        let mut report = Report::default();
+        let differing = self.differing(table, keys, &mut report).await?;
+        let differing = differing
+            .iter()
+            .any(|difference| !quarantined.contains(&difference.key));
+        Ok(differing || !report.not_compared.is_empty())
+    }
+
     /// Digest of the next rows of the source, and their last key.
     async fn digest_of_source(
         &self,
@@ -318,7 +333,7 @@ impl<'a> Comparison<'a> {
     }
 
     fn deadline(&self) -> Instant {
-        Instant::now() + Duration::from_millis(self.config.wait_max_ms)
+        Instant::now() + self.config.wait_max()
     }
 
     /// Nothing that the source has shown so far lies above it.

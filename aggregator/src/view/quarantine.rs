@@ -8,9 +8,11 @@ use std::collections::{BTreeSet, HashMap};
 
 use tokio_postgres::{Client, Error, Statement};
 
+use super::View;
 use super::touched::{Named, Touched, named};
 use kafka::Lsn;
 
+use crate::failure::Failure;
 use crate::ingest::{Key, Record};
 use crate::mirror::{Mirror, Reported, Side, Table, Value};
 
@@ -169,6 +171,32 @@ impl Quarantine {
         Ok(more)
     }
 
+    /// Ends the quarantine of a key, whatever its row is; whether it was there.
+    pub(crate) async fn discard(
+        &self,
+        client: &Client,
+        source: &str,
+        table: &str,
+        key: &str,
+        touched: &mut Touched,
+    ) -> Result<bool, Error> {
+        let (tables, keys) = ([table], [key.to_owned()]);
+        let whenever: [Option<String>; 1] = [None];
+        let discarded = client
+            .execute(
+                &self.release,
+                &[
+                    &source,
+                    &tables.as_slice(),
+                    &keys.as_slice(),
+                    &whenever.as_slice(),
+                ],
+            )
+            .await?;
+        self.forget(client, source, &tables, &keys, touched).await?;
+        Ok(discarded > 0)
+    }
+
     /// Ends the quarantine of keys that are sound again. How many that were, and the keys that
     /// stay in it because what is there is newer.
     async fn release(
@@ -248,6 +276,30 @@ impl Quarantine {
 
     pub(crate) async fn count(&self, client: &Client) -> Result<i64, Error> {
         client.query_one(&self.count, &[]).await?.try_get(0)
+    }
+}
+
+impl View {
+    /// Takes a key out of quarantine: its row stays as it is, and nothing is degraded by it any
+    /// more. Whether it was there.
+    ///
+    /// # Errors
+    /// After any, the view is to be dropped.
+    pub async fn discard(&mut self, source: &str, table: &str, key: &str) -> Result<bool, Failure> {
+        self.mirror(Side::Served, source, Vec::new()).await?;
+        let mut touched = Touched::default();
+        let discarded = self
+            .served
+            .quarantine
+            .discard(&self.session.client, source, table, key, &mut touched)
+            .await
+            .map_err(Failure::database("take a key out of quarantine"))?;
+        self.served.quarantined -= i64::from(discarded);
+        self.unify(source, touched)
+            .await
+            .map_err(Failure::database("bring the unified rows up to date"))?;
+        self.finish().await?;
+        Ok(discarded)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The keys of one partition, for a reconciliation.
+//! Parts of one partition: its keys, for a reconciliation, and a single record.
 
 use std::sync::Arc;
 
@@ -85,4 +85,27 @@ impl TopicScan {
         }
         Ok((batch, self.next))
     }
+}
+
+/// The value of one record; none where the topic no longer has it, or it is a tombstone.
+///
+/// # Errors
+/// Where the partition cannot be read.
+pub async fn record(
+    config: &KafkaConfig,
+    topic: &str,
+    partition: i32,
+    offset: i64,
+) -> Result<Option<Bytes>, FollowerError> {
+    let consumer = PartitionConsumer::new(config, "record")?;
+    let (_, stable) = consumer.bounds(topic, partition).await?;
+    if offset >= stable {
+        return Ok(None);
+    }
+    let mut reader = consumer.open_one(&topic.into(), partition, Some(offset), stable)?;
+    let read = reader.next_below(offset + 1).await?;
+    Ok(match read {
+        Read::Record(record) => record.value,
+        Read::Reached | Read::Lost => None,
+    })
 }

@@ -68,6 +68,7 @@ async fn story(stack: &Stack) -> Result<()> {
         "{report:#}"
     );
 
+    by_command(stack).await?;
     warehouse
         .batch_execute(
             "update wh_item set description = 'short' where id in (1, 2);
@@ -78,6 +79,45 @@ async fn story(stack: &Stack) -> Result<()> {
     expect(stack, &[], &[]).await?;
     let product = product(stack, 2).await?;
     ensure!(product["name"] == "two again", "{product}");
+    Ok(())
+}
+
+/// An operator looks, has one row read again, in vain, and accepts another as it is.
+async fn by_command(stack: &Stack) -> Result<()> {
+    let aggregator = stack.service("aggregator");
+    let run = async |words: &str, id: i64| -> Result<(bool, String)> {
+        let key = json!({ "id": id }).to_string();
+        let which = [
+            "--source",
+            "warehouse",
+            "--table",
+            "public.wh_item",
+            "--key",
+            &key,
+        ];
+        let arguments: Vec<_> = ["quarantine", words].into_iter().chain(which).collect();
+        let output = aggregator.command(&arguments).await?;
+        let said = String::from_utf8(output.stdout)? + &String::from_utf8(output.stderr)?;
+        Ok((output.status.success(), said))
+    };
+    let listed = aggregator.command(&["quarantine", "list"]).await?;
+    let listed = String::from_utf8(listed.stdout)?;
+    ensure!(
+        listed.contains("{\"id\":700001}") && listed.ends_with("3 in quarantine\n"),
+        "{listed}"
+    );
+    let (shown, said) = run("show", 1).await?;
+    ensure!(
+        shown && said.contains("degraded: products 1") && said.contains("record: {\"table\""),
+        "{said}"
+    );
+    let (applied, said) = run("retry", 1).await?;
+    ensure!(!applied && said.contains("in quarantine again"), "{said}");
+    let (discarded, said) = run("discard", 2).await?;
+    ensure!(discarded, "{said}");
+    expect(stack, &[1, 700_001], &[1]).await?;
+    let (known, said) = run("discard", 2).await?;
+    ensure!(!known && said.contains("is not in quarantine"), "{said}");
     Ok(())
 }
 
