@@ -2,29 +2,35 @@
 //!
 //! A transaction here is a fence and a batch: it begins with its first event, ends with a
 //! checkpoint, and whoever calls itself the same later ends it and shuts this producer out.
-//! Two things of librdkafka shape this module. Its `commit_transaction` waits in quanta of
+//! Three things of librdkafka shape this module. Its `commit_transaction` waits in quanta of
 //! 100 ms while anything is unacknowledged, so every delivery is counted here and awaited
-//! before. And once a call has failed nothing certain is known of what the brokers have: so
+//! before. Once a call has failed nothing certain is known of what the brokers have: so
 //! after any error the producer is dropped, which discards what it had not sent, and the owner
-//! starts over from the last record that was committed.
+//! starts over from the last record that was committed. And a transaction that begins before the
+//! markers of the last one of its id are written waits 20 ms: so there are two writers with an id
+//! each, which take turns.
+//!
+//! Two ids are still one writer. A transaction begins once the one before it is decided (the
+//! coordinator has answered its commit), so at most one is undecided, and in every partition its
+//! records stand behind those of the one before. Until the markers of that one are written, no
+//! reader of what is committed sees beyond its first record; so the order in which markers of two
+//! transactions are written is nobody's business. A successor takes over both ids before it reads
+//! the last record.
 
 mod delivery;
+mod writer;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, Producer as _, PurgeConfig, ThreadedProducer};
+use rdkafka::producer::Producer as _;
 
 use crate::checkpoint::{self, Checkpoint, Offsets};
 use crate::client;
 use crate::config::KafkaConfig;
 
-use delivery::{Deliveries, DeliveryContext};
+use writer::{Sent, Writer};
 
-/// How long a successor may take to end what its predecessors left open.
-const TAKEOVER_MAX: Duration = Duration::from_secs(60);
 /// How long an orderly end may take.
 const ABORT_MAX: Duration = Duration::from_secs(2);
 /// How often the thread looks whether the last acknowledgement has been put away.
@@ -139,8 +145,9 @@ impl ProducerError {
 
 /// Sends in transactions, each begun by its first event and ended by a checkpoint.
 pub struct Producer {
-    client: Option<Arc<ThreadedProducer<DeliveryContext>>>,
-    deliveries: Arc<Deliveries>,
+    /// They take turns; nothing of the other is undecided.
+    writers: [Writer; 2],
+    turn: usize,
     /// Bound of every wait but a takeover's.
     patience: Duration,
     record_bytes_max: usize,
@@ -169,11 +176,9 @@ impl Producer {
         config: &KafkaConfig,
         transactional_id: &str,
     ) -> Result<Self, ProducerError> {
-        const DOING: &str = "taking over the transactional id";
         let timeout_ms = config.transaction_timeout_ms;
         let mut settings = client::settings(config);
         settings
-            .set("transactional.id", own_id(transactional_id))
             .set("transaction.timeout.ms", timeout_ms.to_string())
             .set(
                 "message.timeout.ms",
@@ -191,22 +196,21 @@ impl Producer {
                 config.send_queue_kib.to_string(),
             )
             .set("queue.buffering.max.messages", "100000");
-        let deliveries = Arc::new(Deliveries::default());
-        let client = settings
-            .create_with_context(DeliveryContext::new(Arc::clone(&deliveries)))
-            .map_err(|source| ProducerError::new(DOING, source))?;
+        let [first, second] = ids(transactional_id);
         let producer = Self {
-            client: Some(Arc::new(client)),
-            deliveries,
+            writers: [
+                Writer::new(&settings, &first)?,
+                Writer::new(&settings, &second)?,
+            ],
+            turn: 0,
             patience: client::request_timeout(config),
             record_bytes_max: client::RECORD_BYTES_MAX.min(config.send_queue_kib as usize * 1024),
             in_transaction: false,
             events: 0,
             bytes: 0,
         };
-        producer
-            .blocking(DOING, |client| client.init_transactions(TAKEOVER_MAX))
-            .await?;
+        let [first, second] = &producer.writers;
+        tokio::try_join!(first.take_over(), second.take_over())?;
         Ok(producer)
     }
 
@@ -234,10 +238,10 @@ impl Producer {
     /// See [`ProducerError`].
     pub async fn delivered(&mut self) -> Result<Offsets, ProducerError> {
         const DOING: &str = "waiting for acknowledgements";
-        let waited = tokio::time::timeout(self.patience, self.deliveries.none_outstanding()).await;
+        let waited = tokio::time::timeout(self.patience, self.writer().none_outstanding()).await;
         match waited {
-            Ok(Ok(())) => Ok(self.deliveries.offsets()),
-            Ok(Err(error)) => Err(self.root_cause(DOING, error)),
+            Ok(Ok(())) => Ok(self.writer().offsets()),
+            Ok(Err(error)) => Err(self.writer().root_cause(DOING, error)),
             Err(_) => Err(ProducerError::TimedOut {
                 doing: DOING,
                 limit_ms: self.patience.as_millis(),
@@ -258,7 +262,7 @@ impl Producer {
             .await?;
         self.delivered().await?;
         let patience = self.patience;
-        self.blocking(DOING, move |client| {
+        let ended = self.writer().blocking(DOING, move |client| {
             // The callback of the last acknowledgement ran, but librdkafka counts the message
             // until its thread has returned; a flush that begins before would wait 100 ms.
             let begun = std::time::Instant::now();
@@ -266,9 +270,12 @@ impl Producer {
                 std::thread::sleep(SETTLE_POLL);
             }
             client.commit_transaction(patience)
-        })
-        .await?;
-        self.begin_anew();
+        });
+        ended.await?;
+        self.writer().begin_anew();
+        self.turn = 1 - self.turn;
+        self.in_transaction = false;
+        (self.events, self.bytes) = (0, 0);
         Ok(())
     }
 
@@ -281,10 +288,10 @@ impl Producer {
         if !std::mem::take(&mut self.in_transaction) {
             return Ok(());
         }
-        self.blocking("aborting a transaction", |client| {
+        let aborted = self.writer().blocking("aborting a transaction", |client| {
             client.abort_transaction(ABORT_MAX)
-        })
-        .await
+        });
+        aborted.await
     }
 
     /// The largest record that [`Producer::send`] takes, key and value, bytes. A larger one is
@@ -306,18 +313,9 @@ impl Producer {
         self.bytes
     }
 
-    fn client(&self) -> Result<&Arc<ThreadedProducer<DeliveryContext>>, ProducerError> {
-        self.client.as_ref().ok_or(ProducerError::Retriable {
-            doing: "using a producer that is gone",
-            source: KafkaError::Canceled,
-        })
-    }
-
-    fn begin_anew(&mut self) {
-        self.deliveries.begin_anew();
-        self.in_transaction = false;
-        self.events = 0;
-        self.bytes = 0;
+    /// Whose turn it is.
+    fn writer(&self) -> &Writer {
+        &self.writers[self.turn]
     }
 
     async fn enqueue(
@@ -337,17 +335,17 @@ impl Producer {
             });
         }
         if !self.in_transaction {
-            self.blocking("beginning a transaction", |client| {
+            let begun = self.writer().blocking("beginning a transaction", |client| {
                 client.begin_transaction()
-            })
-            .await?;
+            });
+            begun.await?;
             self.in_transaction = true;
         }
         let deadline = tokio::time::Instant::now() + self.patience;
         loop {
             // Registered before the try, so that room made in between is not missed.
-            let room = self.deliveries.room();
-            match self.try_send(topic, key, value, headers)? {
+            let room = self.writer().room();
+            match self.writer().try_send(topic, key, value, headers)? {
                 Sent::Yes => return Ok(()),
                 Sent::QueueIsFull => {
                     metrics::counter!(QUEUE_FULL).increment(1);
@@ -361,100 +359,25 @@ impl Producer {
             }
         }
     }
-
-    fn try_send(
-        &self,
-        topic: &str,
-        key: &[u8],
-        value: Option<&[u8]>,
-        headers: &[(&str, &[u8])],
-    ) -> Result<Sent, ProducerError> {
-        const DOING: &str = "sending an event";
-        let client = self.client()?;
-        let mut record = BaseRecord::to(topic).key(key);
-        record.payload = value;
-        if !headers.is_empty() {
-            let all = OwnedHeaders::new_with_capacity(headers.len());
-            record.headers = Some(headers.iter().fold(all, |all, (name, value)| {
-                all.insert(Header {
-                    key: name,
-                    value: Some(*value),
-                })
-            }));
-        }
-        self.deliveries.sent();
-        match client.send(record) {
-            Ok(()) => Ok(Sent::Yes),
-            Err((error, _)) => {
-                self.deliveries.not_sent();
-                match error.rdkafka_error_code() {
-                    Some(RDKafkaErrorCode::QueueFull) => Ok(Sent::QueueIsFull),
-                    _ => Err(self.root_cause(DOING, error)),
-                }
-            }
-        }
-    }
-
-    /// Runs one of librdkafka's waiting calls, each of which bounds itself, on a thread where
-    /// waiting is allowed.
-    async fn blocking(
-        &self,
-        doing: &'static str,
-        call: impl FnOnce(&ThreadedProducer<DeliveryContext>) -> Result<(), KafkaError> + Send + 'static,
-    ) -> Result<(), ProducerError> {
-        let client = Arc::clone(self.client()?);
-        tokio::task::spawn_blocking(move || call(&client))
-            .await
-            .unwrap_or(Err(KafkaError::Canceled))
-            .map_err(|error| self.root_cause(doing, error))
-    }
-
-    /// Fenced, every call and every delivery fails, some with what followed from it only.
-    fn root_cause(&self, doing: &'static str, error: KafkaError) -> ProducerError {
-        let fatal = self.client.as_ref().and_then(|c| c.client().fatal_error());
-        match fatal {
-            Some((code, _)) => ProducerError::new(doing, KafkaError::Global(code)),
-            None => ProducerError::new(doing, error),
-        }
-    }
 }
 
 /// Counts how often a send had to wait for the local queue.
 pub const QUEUE_FULL: &str = "tributary_kafka_queue_full_total";
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sent {
-    Yes,
-    QueueIsFull,
-}
-
-impl Drop for Producer {
-    fn drop(&mut self) {
-        let Some(client) = self.client.take() else {
-            return;
-        };
-        client.purge(PurgeConfig::default().queue().inflight());
-        // Ending librdkafka's threads can take half a second: not on this one.
-        let ended = std::thread::Builder::new()
-            .name("kafka-producer-end".to_owned())
-            .spawn(move || drop(client));
-        if let Err(error) = ended {
-            tracing::warn!(%error, "no thread to end a producer on");
-        }
-    }
-}
-
-/// The id as given. With the rule switched off nobody fences anybody.
-fn own_id(transactional_id: &str) -> String {
-    if service::fault::in_force("fence") {
-        return transactional_id.to_owned();
-    }
+/// Those of the two writers: the id as given, and a second one. With a rule switched off nobody
+/// fences anybody, or nobody the second one.
+fn ids(transactional_id: &str) -> [String; 2] {
     let now = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap_or_default();
-    format!(
-        "{transactional_id}-{}-{}",
-        std::process::id(),
-        now.as_nanos()
-    )
+    let own = |id: String, rule: &str| {
+        if service::fault::in_force(rule) && service::fault::in_force("fence") {
+            return id;
+        }
+        format!("{id}-{}-{}", std::process::id(), now.as_nanos())
+    };
+    [
+        own(transactional_id.to_owned(), "fence"),
+        own(format!("{transactional_id}.2"), "fence_both"),
+    ]
 }

@@ -39,6 +39,32 @@ async fn a_successor_aborts_what_was_open_and_shuts_the_older_one_out() -> Resul
     Ok(())
 }
 
+/// A producer has two ids, which take turns: here the second one's transaction is open.
+#[tokio::test]
+async fn a_successor_shuts_out_whichever_of_the_two_writers_is_at_work() -> Result<()> {
+    let source = Source::create("turns").await?;
+    let mut first = Writer::take_over(&source).await?;
+    first.send("b", Some("committed")).await?;
+    first.commit().await?;
+    let mut old = first.producer;
+    old.send(&source.table, b"a", Some(b"sent before"), &[])
+        .await?;
+    old.delivered().await?;
+
+    let mut writer = Writer::take_over(&source).await?;
+    let fenced = outcome(&mut old, &source).await;
+    assert!(
+        fenced.as_ref().is_err_and(ProducerError::is_fenced),
+        "{fenced:?}"
+    );
+    writer.send("c", Some("good")).await?;
+    let record = writer.commit().await?;
+    let taken = take(&mut source.follower()?).await?;
+    assert_eq!(taken.record, record);
+    assert_eq!(rows(&taken.events), [("b", "committed"), ("c", "good")]);
+    Ok(())
+}
+
 /// The older one's queue is full of events that no broker has seen when the other takes over.
 #[tokio::test]
 async fn what_an_overtaken_producer_had_queued_is_never_read() -> Result<()> {
