@@ -82,6 +82,8 @@ pub(crate) struct Life<'a> {
     pub(crate) scan: Option<Scan>,
     pub(crate) read_again_at: Instant,
     pub(crate) recorded_at: Instant,
+    /// How long the last record took, acknowledgements awaited.
+    pub(crate) record_took: Duration,
     pub(crate) recorded: Lsn,
 }
 
@@ -223,6 +225,7 @@ impl<'a> Life<'a> {
             scan: None,
             read_again_at: now,
             recorded_at: now,
+            record_took: Duration::ZERO,
         };
         life.begin_streaming(begun).await?;
         Ok(life)

@@ -24,6 +24,8 @@ pub(crate) use transaction::Transaction;
 
 /// A read that the source was in the way of comes again after this.
 const READ_RETRY: Duration = Duration::from_millis(10);
+/// Under load the next record begins after so many times what the last one took.
+const RECORD_PACE: u32 = 9;
 /// While the position is behind a read, a keepalive is asked for this often.
 const KEEPALIVE_RETRY: Duration = Duration::from_millis(20);
 
@@ -148,6 +150,7 @@ impl Life<'_> {
             self.feel();
         }
         self.status.motion().begin(Activity::Recording);
+        let begun = Instant::now();
         let (offsets, quarantine) = self.delivery.delivered().await?;
         self.progress.delivered(offsets);
         self.progress.quarantined(quarantine);
@@ -161,6 +164,7 @@ impl Life<'_> {
         self.feedback.confirm(record.position);
         fault::point("connector.after_confirm").await;
         self.recorded_at = Instant::now();
+        self.record_took = begun.elapsed();
         self.recorded = record.position;
         self.status.recorded(&record, self.waits_for());
         self.status.motion().begin(Activity::Streaming);
@@ -260,8 +264,11 @@ impl Life<'_> {
         Duration::from_millis(self.config.stream.idle_record_ms)
     }
 
+    /// While a record is made nothing is sent, so one that takes long makes the next one wait.
     fn record_every(&self) -> Duration {
+        let most = self.transaction_max() / 4;
         Duration::from_millis(self.config.stream.record_ms)
+            .max((self.record_took * RECORD_PACE).min(most))
     }
 
     fn transaction_max(&self) -> Duration {
