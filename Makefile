@@ -36,6 +36,10 @@ $(benchmarks): bench-%:
 soak: ## runs the random workload with 200 kills (KILLS=)
 	@exec $(scripts)/soak.sh
 
+.PHONY: fuzz
+fuzz: ## mutates inputs of decoder, configuration and checkpoint (SECONDS_EACH=300)
+	@exec $(scripts)/fuzz.sh
+
 .PHONY: mutants
 mutants: ## switches each rule of the protocol off; its test must fail
 	@exec $(scripts)/mutants.sh

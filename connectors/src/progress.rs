@@ -134,7 +134,7 @@ impl Progress {
             })
             .collect();
         Self {
-            epoch: last.map_or(now_s, |last| now_s.max(last.epoch + 1)),
+            epoch: last.map_or(now_s, |last| now_s.max(last.epoch.saturating_add(1))),
             identity,
             position: slot_lsn,
             reach: slot_lsn,

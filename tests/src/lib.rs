@@ -3,6 +3,7 @@
 
 pub mod api;
 pub mod bench;
+pub mod fuzz;
 pub mod oracle;
 pub mod raw;
 pub mod rest;
