@@ -21,6 +21,8 @@ pub(crate) struct Captured {
     /// In SQL.
     pub(crate) sql: String,
     pub(crate) columns: Vec<String>,
+    /// Of each column: id and modifier of its type.
+    pub(crate) types: Vec<(u32, i32)>,
     pub(crate) key: Vec<KeyColumn>,
     /// Where each key column stands among `columns`.
     pub(crate) key_at: Vec<usize>,
@@ -148,6 +150,7 @@ impl Captured {
             oid: table.oid,
             sql: table.sql(),
             columns: columns.iter().map(|column| column.name.clone()).collect(),
+            types: columns.iter().map(TableColumn::type_pair).collect(),
             key: table.key.clone(),
             key_at,
             encoded: columns.iter().map(TableColumn::encoded).collect(),

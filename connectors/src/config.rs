@@ -106,6 +106,11 @@ pub struct PostgresConfig {
     #[serde(default = "slot_creation_ms_max")]
     #[garde(range(min = 1000, max = 86_400_000))]
     pub slot_creation_ms_max: u64,
+    /// Publication and tables are looked at again after so many milliseconds: the log does not
+    /// tell everything that can happen to them. Default 60000.
+    #[serde(default = "check_ms")]
+    #[garde(range(min = 100, max = 3_600_000))]
+    pub check_ms: u64,
     /// Bytes received from the slot and not yet handled, at most. Default 8 MiB.
     #[serde(default = "buffer_bytes_max")]
     #[garde(range(min = 65_536, max = 1_073_741_824))]
@@ -303,6 +308,10 @@ fn connect_timeout_ms() -> u64 {
 
 fn slot_creation_ms_max() -> u64 {
     600_000
+}
+
+fn check_ms() -> u64 {
+    60_000
 }
 
 fn buffer_bytes_max() -> usize {

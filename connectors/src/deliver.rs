@@ -17,6 +17,8 @@ pub(crate) struct Delivery {
     producer: Producer,
     checkpoint_topic: String,
     quarantine_topic: String,
+    /// Table and reason of each change that went to quarantine since the last record was committed.
+    quarantined: Vec<(String, &'static str)>,
     /// When the open transaction's first event was sent.
     began: Option<Instant>,
     /// What takes the events in Kafka's place.
@@ -34,6 +36,7 @@ impl Delivery {
             producer,
             checkpoint_topic,
             quarantine_topic,
+            quarantined: Vec::new(),
             began: None,
             #[cfg(feature = "bench")]
             null_sink: crate::bench::null_sink(),
@@ -89,6 +92,17 @@ impl Delivery {
         self.began.get_or_insert_with(Instant::now);
         let topic = &self.quarantine_topic;
         Ok(self.producer.send(topic, key, Some(value), &[]).await?)
+    }
+
+    /// All records of a change have been sent to quarantine.
+    pub(crate) fn count_quarantined(&mut self, table: &str, reason: &'static str) {
+        self.quarantined.push((table.to_owned(), reason));
+    }
+
+    /// The changes that are in quarantine since the last record, which has just been committed:
+    /// what an aborted transaction held was never there.
+    pub(crate) fn take_quarantined(&mut self) -> Vec<(String, &'static str)> {
+        std::mem::take(&mut self.quarantined)
     }
 
     /// The largest record that can be sent, key and value, bytes.

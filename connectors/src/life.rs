@@ -34,7 +34,6 @@ use crate::snapshot::holes::Holes;
 use crate::snapshot::readers::Readers;
 use crate::snapshot::reconcile::Scan;
 use crate::snapshot::view::Settling;
-use crate::source::catalog::TableColumn;
 use crate::source::{Catalog, Control, Pulse, Session, SourceError, Unsettled, WalLayout};
 use crate::status::{State, StatusBoard, names};
 use crate::stream::Transaction;
@@ -63,8 +62,6 @@ pub(crate) struct Life<'a> {
     pub(crate) catalog: Catalog,
     /// Tables by the id that the stream calls them; none: not captured.
     pub(crate) relations: HashMap<u32, Option<Arc<Captured>>>,
-    /// Each table's columns as the stream, or at first the catalog, said last.
-    pub(crate) column_types: HashMap<String, Vec<TableColumn>>,
     pub(crate) transaction: Option<Transaction>,
     /// The session of chunks, reconciliation and catalog.
     pub(crate) reads: Arc<Session>,
@@ -81,6 +78,8 @@ pub(crate) struct Life<'a> {
     pub(crate) settling: Settling,
     pub(crate) scan: Option<Scan>,
     pub(crate) read_again_at: Instant,
+    /// When the catalog is looked at again.
+    pub(crate) look_at: Instant,
     pub(crate) recorded_at: Instant,
     /// How long the last record took, acknowledgements awaited.
     pub(crate) record_took: Duration,
@@ -191,11 +190,6 @@ impl<'a> Life<'a> {
         if in_force("settle_predecessors") {
             unsettled = control.running().await?;
         }
-        let column_types = catalog
-            .tables
-            .iter()
-            .map(|(name, table)| (name.clone(), table.columns.clone()))
-            .collect();
         let now = Instant::now();
         let mut life = Self {
             config,
@@ -212,7 +206,6 @@ impl<'a> Life<'a> {
             progress,
             catalog,
             relations: HashMap::new(),
-            column_types,
             transaction: None,
             reads,
             orders: status.commands().lead(),
@@ -224,6 +217,7 @@ impl<'a> Life<'a> {
             settling: Settling::default(),
             scan: None,
             read_again_at: now,
+            look_at: now + Duration::from_millis(config.postgres.check_ms),
             recorded_at: now,
             record_took: Duration::ZERO,
         };
@@ -234,6 +228,8 @@ impl<'a> Life<'a> {
     /// The first record: of a new epoch at once, so that every successor knows of it; else it
     /// says that somebody writes again.
     async fn begin_streaming(&mut self, begun: bool) -> Result<(), LifeError> {
+        let looked_at = self.wal.border(self.control.inserted().await?);
+        self.compare(looked_at).await?;
         let epoch = self.progress.epoch();
         let position = self.progress.position();
         if begun {

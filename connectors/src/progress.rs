@@ -10,9 +10,11 @@ use kafka::checkpoint::{Read, Reconcile};
 use kafka::{Checkpoint, Lsn, Offsets, TableState};
 use service::fault::in_force;
 
+mod alteration;
 mod pulses;
 mod reads;
 
+pub use alteration::Alteration;
 use pulses::Pulses;
 pub use reads::{ChunkEnd, NextRead, RequestError, Slice};
 
@@ -70,6 +72,7 @@ impl Progress {
                 if !in_force("columns_recorded") && !state.columns.is_empty() {
                     state.columns.clone_from(columns);
                     state.target.clone_from(columns);
+                    state.types.clear();
                 }
                 if !in_force("resume_at_chunk") && !state.read.is_done() {
                     state.read = Read::First;
@@ -125,10 +128,8 @@ impl Progress {
                 };
                 let state = TableState {
                     columns,
-                    target: Vec::new(),
-                    read: Read::First,
                     reconcile,
-                    requests: Vec::new(),
+                    ..TableState::default()
                 };
                 (name.clone(), state)
             })
@@ -255,45 +256,6 @@ impl Progress {
         }
     }
 
-    /// An event of a table comes with these columns. With others than its rows are read with,
-    /// the table is read again from the first key. Also with fewer: an event from before ADD
-    /// COLUMN may have overwritten a row that was read after it.
-    ///
-    /// True if the table's read starts over.
-    pub fn learn_from_log(&mut self, table: &str, columns: &[String]) -> bool {
-        let Some(state) = self.tables.get_mut(table) else {
-            return false;
-        };
-        if state.target == columns {
-            return false;
-        }
-        let older = columns.len() < state.target.len()
-            && columns.iter().all(|name| state.target.contains(name));
-        if older {
-            if in_force("older_relation_restarts") {
-                state.read = Read::First;
-            }
-            return in_force("older_relation_restarts");
-        }
-        state.learn(columns)
-    }
-
-    /// The catalog says that the table has these columns; unlike the log it speaks of now, so
-    /// it is right also where it says fewer. True if the table's read starts over.
-    pub fn learn_from_catalog(&mut self, table: &str, columns: &[String]) -> bool {
-        match self.tables.get_mut(table) {
-            Some(state) if state.target != columns => state.learn(columns),
-            _ => false,
-        }
-    }
-
-    /// The table is read again from the first key, with the columns that it has.
-    pub fn read_again(&mut self, table: &str) {
-        if let Some(state) = self.tables.get_mut(table) {
-            state.read = Read::First;
-        }
-    }
-
     /// Is there anything to read, now that a record covers the last of it?
     #[must_use]
     pub fn wants_read(&self) -> bool {
@@ -316,6 +278,11 @@ impl Progress {
 
     /// The record of how far the topics are now.
     pub fn record(&mut self) -> Checkpoint {
+        for state in self.tables.values_mut() {
+            if self.position >= state.not_before {
+                state.not_before = Lsn::ZERO;
+            }
+        }
         if self.is_even() {
             self.uncovered = false;
             for state in self.tables.values_mut() {
@@ -384,24 +351,6 @@ impl Progress {
             .and_then(|partitions| partitions.get(&partition))
             .copied()
             .unwrap_or(0)
-    }
-}
-
-/// What of a table's state changes by itself.
-trait Learn {
-    fn learn(&mut self, columns: &[String]) -> bool;
-}
-
-impl Learn for TableState {
-    fn learn(&mut self, columns: &[String]) -> bool {
-        self.target = columns.to_vec();
-        if in_force("added_column_is_read") || self.columns.is_empty() {
-            self.read = Read::First;
-            true
-        } else {
-            self.columns = columns.to_vec();
-            false
-        }
     }
 }
 

@@ -178,7 +178,7 @@ impl Life<'_> {
             self.delivery.quarantine(&key, &value).await?;
         }
         let name = reason.reason().name();
-        self.status.quarantined(table, name);
+        self.delivery.count_quarantined(table, name);
         tracing::warn!(
             table,
             %lsn,

@@ -4,6 +4,7 @@ mod alterations;
 mod check;
 mod commands;
 mod crashes;
+mod definitions;
 mod epochs;
 mod harness;
 mod holes;

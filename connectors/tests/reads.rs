@@ -165,6 +165,12 @@ async fn ranges_that_change_while_they_are_read_are_whole_at_every_checkpoint() 
     let next = plan.start()?;
     writer.await??;
     let mut journal = rig.journal()?;
+    journal
+        .until("the column is known", |journal| {
+            let last = journal.checkpoints.last();
+            last.is_some_and(|last| last.tables[ITEM].columns.len() == 3)
+        })
+        .await?;
     equals_source(&rig, &mut journal, &[ITEM, PART]).await?;
     next.kill().await;
     ensure!(times_read(&journal).values().any(|times| *times > 1));

@@ -156,6 +156,7 @@ async fn events_and_checkpoints_have_their_shape() -> Result<()> {
                 "reach",
                 "wal_end",
                 "offsets",
+                "definition",
             ]
             .contains(&name)
     };

@@ -72,6 +72,16 @@ pub struct TableState {
     pub columns: Vec<String>,
     /// The columns that will be known once the table read is complete.
     pub target: Vec<String>,
+    /// Of each target column its type in the source: id and modifier. Empty: not known, an older
+    /// version wrote this.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub types: Vec<(u32, i32)>,
+    /// Which table the rows are of. None: not known, an older version wrote this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub definition: Option<Definition>,
+    /// The table read and the comparison begin once the position is here.
+    #[serde(default, skip_serializing_if = "Lsn::is_zero")]
+    pub not_before: Lsn,
     /// Where the table read goes on.
     pub read: Read,
     /// Per partition of the table's topic what is still to be compared with the source.
@@ -100,6 +110,22 @@ pub struct ReadRequest {
     /// Per partition which keys are still to be compared with the source.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub reconcile: BTreeMap<i32, Reconcile>,
+}
+
+/// What tells a table of the source from another under its name, and from itself before its rows
+/// changed without a word in the log.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Definition {
+    /// `pg_class.oid`.
+    pub oid: u32,
+    /// Id of the publication's entry for it: another one, and it was not published for a while.
+    pub published: u32,
+    /// The columns of its records' key in order, each with the form that its values have there.
+    pub key: Vec<(String, String)>,
+    /// `pg_class.relfilenode`: changes with every rewrite, by VACUUM FULL too.
+    pub file_node: u32,
+    /// Fingerprint of its columns' entries in `pg_attribute`: changes with every ALTER of one.
+    pub attributes: String,
 }
 
 /// Offsets of a partition that are still to be compared with the source: `next` to `end`.

@@ -14,6 +14,6 @@ pub mod producer;
 pub mod quarantine;
 pub mod topic;
 
-pub use checkpoint::{Checkpoint, Offsets, Position, TableState};
+pub use checkpoint::{Checkpoint, Definition, Offsets, Position, TableState};
 pub use config::KafkaConfig;
 pub use lsn::Lsn;

@@ -12,6 +12,12 @@ pub struct Lsn(pub u64);
 impl Lsn {
     /// Before every position: PostgreSQL's "invalid" LSN.
     pub const ZERO: Self = Self(0);
+
+    /// Is it before everything?
+    #[must_use]
+    pub fn is_zero(&self) -> bool {
+        *self == Self::ZERO
+    }
 }
 
 impl fmt::Display for Lsn {

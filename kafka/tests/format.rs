@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use kafka::checkpoint::{KeyRange, Read, ReadRequest, Reconcile, RunningRead};
 use kafka::event::{Envelope, Op, Source};
 use kafka::quarantine::{Quarantined, Reason, Sent};
-use kafka::{Checkpoint, Lsn, TableState};
+use kafka::{Checkpoint, Definition, Lsn, TableState};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -19,8 +19,7 @@ fn a_checkpoint_is_written_as_ever() {
         columns: columns(&["id"]),
         target: columns(&["id", "note"]),
         read,
-        reconcile: BTreeMap::new(),
-        requests: Vec::new(),
+        ..TableState::default()
     };
     let mut reconciled = read(Read::Done);
     reconciled
@@ -42,6 +41,18 @@ fn a_checkpoint_is_written_as_ever() {
         rows_estimate: 5_000_000,
         begun_at_us: 1_763_900_001_000_000,
     });
+    let defined = TableState {
+        types: vec![(20, -1), (1043, 204)],
+        definition: Some(Definition {
+            oid: 16_400,
+            published: 16_500,
+            key: vec![("id".to_owned(), "integer".to_owned())],
+            file_node: 16_600,
+            attributes: "d41d8cd98f00b204e9800998ecf8427e".to_owned(),
+        }),
+        not_before: Lsn(0x1_0000_2A00),
+        ..read(Read::Done)
+    };
     let record = Checkpoint {
         epoch: 1_763_900_000,
         system_identifier: "7423456789012345678".to_owned(),
@@ -63,6 +74,7 @@ fn a_checkpoint_is_written_as_ever() {
                 read(Read::After(columns(&["42", "x"]))),
             ),
             ("public.asked".to_owned(), asked),
+            ("public.defined".to_owned(), defined),
             ("public.done".to_owned(), reconciled),
             ("public.running".to_owned(), read(running)),
         ]),
@@ -136,6 +148,16 @@ fn an_envelope_is_written_as_debezium_writes_it() {
 }
 
 prop_compose! {
+    fn any_definition()(
+        (oid, published, file_node) in any::<(u32, u32, u32)>(),
+        key in prop::collection::vec(("[a-z]{1,4}", "[a-z]{1,4}"), 0..3),
+        attributes in "[a-f0-9]{0,4}",
+    ) -> Definition {
+        Definition { oid, published, key, file_node, attributes }
+    }
+}
+
+prop_compose! {
     fn any_state()(
         known in prop::collection::vec("[a-z]{1,4}", 0..3),
         target in prop::collection::vec("[a-z]{1,4}", 0..3),
@@ -150,13 +172,25 @@ prop_compose! {
             }),
             Just(Read::Done),
         ],
+        types in prop::collection::vec((any::<u32>(), any::<i32>()), 0..3),
+        definition in prop::option::of(any_definition()),
+        not_before in any::<u64>().prop_map(Lsn),
         reconcile in prop::collection::btree_map(
             0..9_i32,
             (0..99_i64, 0..99_i64).prop_map(|(next, end)| Reconcile { next, end }),
             0..3,
         ),
     ) -> TableState {
-        TableState { columns: known, target, read, reconcile, requests: Vec::new() }
+        TableState {
+            columns: known,
+            target,
+            types,
+            definition,
+            not_before,
+            read,
+            reconcile,
+            requests: Vec::new(),
+        }
     }
 }
 

@@ -19,6 +19,7 @@ pub(crate) fn captured() -> Captured {
         oid: 7,
         sql: "ONLY \"public\".\"item\"".to_owned(),
         columns: columns.iter().map(|column| column.name.clone()).collect(),
+        types: columns.iter().map(TableColumn::type_pair).collect(),
         key: vec![KeyColumn {
             name: "id".to_owned(),
             kind: Kind::Integer,

@@ -8,6 +8,7 @@ use super::{is_true, name};
 use crate::config::{ConnectorConfig, split_qualified};
 use crate::encode::Kind;
 use crate::source::Catalog;
+use crate::source::catalog::KEY_INDEX;
 use crate::source::session::{Session, SourceError, identifier, literal};
 
 /// A table of the configuration, and who looks at it.
@@ -74,10 +75,9 @@ fn table_sql(publication: &str, schema: &str, relation: &str) -> String {
              (SELECT bool_and(a.attname = ANY (p.attnames)) FROM pg_attribute a \
               WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
               AND a.attgenerated = ''), \
-             c.relpersistence, current_user, (i.indisreplident AND c.relreplident = 'i'), \
-             i.indimmediate \
+             c.relpersistence, current_user, i.indimmediate \
          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-         LEFT JOIN pg_index i ON i.indrelid = c.oid AND i.indisprimary \
+         LEFT JOIN pg_index i ON i.indrelid = c.oid AND {KEY_INDEX} \
          LEFT JOIN pg_publication_tables p \
              ON p.pubname = {} AND p.schemaname = n.nspname AND p.tablename = c.relname \
          WHERE n.nspname = {} AND c.relname = {}",
@@ -95,6 +95,12 @@ impl Table<'_> {
     /// Can a row be told from the others, in the log too?
     fn identity(&self, row: &SimpleQueryRow) -> Option<Finding> {
         let (qualified, quoted) = (self.qualified, &self.quoted);
+        let identity = name(row, 1);
+        if identity == "i" && !is_true(row, 2) {
+            let cause = format!("the index that is the replica identity of {qualified} is gone");
+            let finding = self.wrong("replica_identity", cause);
+            return Some(finding.sql(format!("ALTER TABLE {quoted} REPLICA IDENTITY DEFAULT;")));
+        }
         if !is_true(row, 2) {
             let cause = format!(
                 "the table {qualified} has no primary key, so its rows cannot be told apart"
@@ -102,8 +108,7 @@ impl Table<'_> {
             let finding = self.wrong("no_primary_key", cause);
             return Some(finding.sql(format!("ALTER TABLE {quoted} ADD PRIMARY KEY (…);")));
         }
-        let identity = name(row, 1);
-        if identity == "d" && !is_true(row, 12) {
+        if identity == "d" && !is_true(row, 11) {
             let cause = format!(
                 "the primary key of {qualified} is deferrable and cannot be its replica identity, \
                  so a publication makes the source refuse its UPDATEs"
@@ -111,7 +116,7 @@ impl Table<'_> {
             let finding = self.wrong("deferrable_key", cause);
             return Some(finding.sql(format!("ALTER TABLE {quoted} REPLICA IDENTITY FULL;")));
         }
-        (!matches!(identity, "d" | "f") && !is_true(row, 11)).then(|| {
+        (identity == "n").then(|| {
             let cause =
                 format!("the table {qualified} does not log its primary key on UPDATE and DELETE");
             self.wrong("replica_identity", cause)

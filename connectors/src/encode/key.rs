@@ -12,6 +12,21 @@ pub struct KeyColumn {
     pub type_name: String,
 }
 
+impl KeyColumn {
+    /// Its name and the form of its values in a key: another form, and the same row has another
+    /// key.
+    #[must_use]
+    pub fn named_form(&self) -> (String, String) {
+        let shows_modifier = self.kind == Kind::Numeric || self.type_name.starts_with("character(");
+        let form = if shows_modifier {
+            self.type_name.clone()
+        } else {
+            format!("{:?}", self.kind).to_lowercase()
+        };
+        (self.name.clone(), form)
+    }
+}
+
 /// Writes the key of a row from the text of its key columns.
 pub fn write<'a>(out: &mut Vec<u8>, columns: &[KeyColumn], texts: impl Iterator<Item = &'a str>) {
     out.push(b'{');

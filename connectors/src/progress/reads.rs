@@ -57,8 +57,7 @@ impl Progress {
     #[must_use]
     pub fn next_read(&self, workers: usize) -> Option<NextRead> {
         let slices: Vec<_> = self
-            .tables
-            .iter()
+            .ready()
             .flat_map(|(table, state)| slices_of(table, None, &state.read))
             .take(workers)
             .collect();
@@ -66,8 +65,7 @@ impl Progress {
             return Some(NextRead::Slices(slices));
         }
         let stale = self
-            .tables
-            .iter()
+            .ready()
             .find_map(|(table, state)| reconcile(table, None, &state.reconcile));
         stale.or_else(|| {
             let (table, request) = self.oldest_request()?;
@@ -85,7 +83,7 @@ impl Progress {
     /// Is there anything to read?
     #[must_use]
     pub fn is_reading(&self) -> bool {
-        self.tables.values().any(|state| {
+        self.ready().any(|(_, state)| {
             !state.read.is_done() || !state.reconcile.is_empty() || !state.requests.is_empty()
         })
     }
@@ -200,8 +198,14 @@ impl Progress {
         ids.map(|request| request.id).max().unwrap_or_default()
     }
 
+    /// Tables of which the stream has passed what it must before they are read.
+    fn ready(&self) -> impl Iterator<Item = (&String, &TableState)> {
+        let tables = self.tables.iter();
+        tables.filter(|(_, state)| !self.is_held(state))
+    }
+
     fn oldest_request(&self) -> Option<(&str, &ReadRequest)> {
-        let all = self.tables.iter().flat_map(|(table, state)| {
+        let all = self.ready().flat_map(|(table, state)| {
             let requests = state.requests.iter();
             requests.map(move |request| (table.as_str(), request))
         });

@@ -5,6 +5,8 @@ use proptest::prelude::*;
 use kafka::checkpoint::ReadRequest;
 
 use super::*;
+use crate::encode::Kind;
+use crate::source::catalog::TableColumn;
 
 /// A transaction of the log: its commit record from `commit` to `end`, and how many changes.
 #[derive(Debug, Clone, Copy)]
@@ -89,7 +91,7 @@ impl Writer {
     fn new(log: Vec<Logged>) -> Self {
         let mut progress =
             Progress::begin_epoch(None, 1, identity(), Lsn(100), &tables(), &BTreeMap::new());
-        progress.learn_from_catalog("public.t", &["id".to_owned()]);
+        progress.learn_from_catalog("public.t", &typed(&["id"]));
         sent(&mut progress, None);
         let last = progress.record();
         Self {
@@ -255,6 +257,17 @@ fn columns(names: &[&str]) -> Vec<String> {
     names.iter().map(|&name| name.to_owned()).collect()
 }
 
+/// As the catalog has them, all of one type.
+fn typed(names: &[&str]) -> Vec<TableColumn> {
+    let column = |name: &&str| TableColumn {
+        name: (*name).to_owned(),
+        type_oid: 25,
+        type_modifier: -1,
+        kind: Kind::Text,
+    };
+    names.iter().map(column).collect()
+}
+
 fn read_once() -> Progress {
     Writer::new(Vec::new()).progress
 }
@@ -266,8 +279,8 @@ fn state(progress: &Progress) -> &TableState {
 #[test]
 fn other_columns_start_the_read_over_and_only_the_new_ones_are_unknown() {
     let mut progress = read_once();
-    assert!(!progress.learn_from_log("public.t", &columns(&["id"])));
-    assert!(progress.learn_from_log("public.t", &columns(&["id", "color"])));
+    assert!(!progress.learn_from_log("public.t", &columns(&["id"]), &[]));
+    assert!(progress.learn_from_log("public.t", &columns(&["id", "color"]), &[]));
     assert_eq!(state(&progress).read, Read::First);
     assert_eq!(state(&progress).columns, columns(&["id"]));
     assert_eq!(state(&progress).target, columns(&["id", "color"]));
@@ -279,20 +292,20 @@ fn other_columns_start_the_read_over_and_only_the_new_ones_are_unknown() {
 #[test]
 fn fewer_columns_in_the_log_start_over_and_only_the_catalog_takes_one_away() {
     let mut progress = read_once();
-    progress.learn_from_log("public.t", &columns(&["id", "color"]));
+    progress.learn_from_log("public.t", &columns(&["id", "color"]), &[]);
     sent(&mut progress, Some("5"));
-    assert!(progress.learn_from_log("public.t", &columns(&["id"])));
+    assert!(progress.learn_from_log("public.t", &columns(&["id"]), &[]));
     assert_eq!(state(&progress).read, Read::First);
     assert_eq!(state(&progress).target, columns(&["id", "color"]));
-    assert!(progress.learn_from_catalog("public.t", &columns(&["id"])));
+    assert!(progress.learn_from_catalog("public.t", &typed(&["id"])));
     assert_eq!(state(&progress).target, columns(&["id"]));
-    assert!(!progress.learn_from_catalog("public.t", &columns(&["id"])));
+    assert!(!progress.learn_from_catalog("public.t", &typed(&["id"])));
 }
 
 #[test]
 fn the_next_read_waits_for_the_record_that_covers_the_last() {
     let mut progress = read_once();
-    progress.read_again("public.t");
+    progress.learn_from_catalog("public.t", &typed(&["id", "color"]));
     assert!(progress.wants_read());
     progress.read_up_to(Lsn(150));
     sent(&mut progress, Some("5"));
@@ -404,6 +417,6 @@ fn tables_and_ranges_are_read_at_once_and_a_restart_takes_the_ranges_back() {
     };
     progress.chunk_sent(&slices(&progress)[1], end);
     assert_eq!(slices(&progress)[1].range.after, Some(columns(&["4"])));
-    progress.read_again("public.a");
+    progress.learn_from_catalog("public.a", &typed(&["id", "color"]));
     assert_eq!(slices(&progress).len(), 2);
 }

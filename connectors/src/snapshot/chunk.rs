@@ -156,8 +156,7 @@ impl Life<'_> {
         }
         let publication = &self.config.postgres.publication;
         let columns = self.catalog.columns(session, publication, oid).await?;
-        let columns_names: Vec<_> = columns.iter().map(|c| c.name.clone()).collect();
-        self.progress.learn_from_catalog(name, &columns_names);
+        self.progress.learn_from_catalog(name, &columns);
         let captured = Arc::new(self.captured(name, &columns)?);
         if self.progress.read_of(slice) == Some(&Read::First) {
             self.begin_read(session, slice, &captured).await?;

@@ -237,7 +237,7 @@ impl Life<'_> {
         Ok(())
     }
 
-    pub(super) async fn drop_view(&mut self) -> Result<(), LifeError> {
+    pub(crate) async fn drop_view(&mut self) -> Result<(), LifeError> {
         self.holes.touched.clear();
         if self.holes.kept.take().is_some() {
             View::close(&self.hole_reads).await?;

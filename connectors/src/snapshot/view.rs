@@ -49,7 +49,7 @@ impl Settling {
 }
 
 impl View {
-    async fn open(session: &Session) -> Result<Self, SourceError> {
+    pub(crate) async fn open(session: &Session) -> Result<Self, SourceError> {
         let doing = "open a read view";
         let opened_us = now_us();
         let row = session

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use kafka::Definition;
 use tokio_postgres::SimpleQueryRow;
 
 use super::session::{self, Session, SourceError, identifier, literal};
@@ -19,8 +20,11 @@ pub struct Table {
     pub name: String,
     /// Its published columns, in table order.
     pub columns: Vec<TableColumn>,
-    /// Its primary key's columns, in index order.
+    /// The columns of its records' key: of its primary key, or of the index that is its replica
+    /// identity; in index order.
     pub key: Vec<KeyColumn>,
+    /// What tells it from another under its name.
+    pub definition: Definition,
 }
 
 /// A published column.
@@ -63,8 +67,14 @@ pub struct Catalog {
     bases: HashMap<u32, (u32, i32)>,
 }
 
+/// The index of a table `c` whose columns are the key: `i` is that one.
+pub(crate) const KEY_INDEX: &str =
+    "(CASE WHEN c.relreplident = 'i' THEN i.indisreplident ELSE i.indisprimary END)";
+
 /// Types below are PostgreSQL's own.
 const FIRST_NORMAL_OID: u32 = 16_384;
+/// `character(n)`, padded to its length.
+const BPCHAR: u32 = 1042;
 
 impl Catalog {
     /// Reads the tables that exist and are published. What is missing is [`super::check()`]'s.
@@ -82,10 +92,18 @@ impl Catalog {
                 continue;
             };
             let sql = format!(
-                "SELECT c.oid \
+                "SELECT c.oid, i.indexrelid, c.relfilenode, coalesce( \
+                     (SELECT r.oid FROM pg_publication_rel r JOIN pg_publication p \
+                          ON p.oid = r.prpubid WHERE p.pubname = {0} AND r.prrelid = c.oid), \
+                     (SELECT s.oid FROM pg_publication_namespace s JOIN pg_publication p \
+                          ON p.oid = s.pnpubid WHERE p.pubname = {0} AND s.pnnspid = n.oid), 0), \
+                     (SELECT md5(string_agg(concat(a.attnum, ' ', a.xmin), ',' ORDER BY a.attnum)) \
+                      FROM pg_attribute a \
+                      WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) \
                  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-                 JOIN pg_index i ON i.indrelid = c.oid AND i.indisprimary \
-                 WHERE n.nspname = {} AND c.relname = {}",
+                 JOIN pg_index i ON i.indrelid = c.oid AND {KEY_INDEX} \
+                 WHERE n.nspname = {1} AND c.relname = {2}",
+                literal(publication),
                 literal(schema),
                 literal(name)
             );
@@ -94,13 +112,22 @@ impl Catalog {
             };
             let oid = session::get(DOING, &row, 0)?;
             let columns = catalog.columns(session, publication, oid).await?;
-            let key = catalog.key(session, oid).await?;
+            let index = session::get(DOING, &row, 1)?;
+            let key = catalog.key(session, oid, index).await?;
+            let definition = Definition {
+                oid,
+                published: session::get(DOING, &row, 3)?,
+                key: key.iter().map(KeyColumn::named_form).collect(),
+                file_node: session::get(DOING, &row, 2)?,
+                attributes: session::get(DOING, &row, 4)?,
+            };
             let table = Table {
                 oid,
                 schema: schema.to_owned(),
                 name: name.to_owned(),
                 columns,
                 key,
+                definition,
             };
             catalog.tables.insert(qualified.clone(), table);
         }
@@ -134,12 +161,17 @@ impl Catalog {
         Ok(columns)
     }
 
-    async fn key(&mut self, session: &Session, table: u32) -> Result<Vec<KeyColumn>, SourceError> {
+    async fn key(
+        &mut self,
+        session: &Session,
+        table: u32,
+        index: u32,
+    ) -> Result<Vec<KeyColumn>, SourceError> {
         let sql = format!(
             "SELECT a.attname, a.atttypid, a.atttypmod, format_type(a.atttypid, a.atttypmod) \
              FROM pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, place) \
              JOIN pg_attribute a ON a.attrelid = {table} AND a.attnum = k.attnum \
-             WHERE i.indrelid = {table} AND i.indisprimary AND k.place <= i.indnkeyatts \
+             WHERE i.indexrelid = {index} AND k.place <= i.indnkeyatts \
              ORDER BY k.place"
         );
         let mut key = Vec::new();
@@ -200,6 +232,20 @@ impl Catalog {
 }
 
 impl TableColumn {
+    #[must_use]
+    pub fn type_pair(&self) -> (u32, i32) {
+        (self.type_oid, self.type_modifier)
+    }
+
+    /// Do values of both look the same in a key? Numbers show their scale, `character` its length.
+    #[must_use]
+    pub fn has_key_form_of(&self, other: &Self) -> bool {
+        let shows_modifier = self.kind == Kind::Numeric || self.type_oid == BPCHAR;
+        self.kind == other.kind
+            && (self.type_oid == BPCHAR) == (other.type_oid == BPCHAR)
+            && (!shows_modifier || self.type_modifier == other.type_modifier)
+    }
+
     #[must_use]
     pub fn encoded(&self) -> Column {
         Column::new(&self.name, self.kind)

@@ -5,6 +5,7 @@
 //! waiting, or under load every few milliseconds: records coalesce, and an idle source's commit
 //! is recorded at once.
 
+mod alteration;
 mod relation;
 mod transaction;
 
@@ -45,6 +46,9 @@ impl Life<'_> {
                 self.status.motion().begin(Activity::ReadingTables);
                 self.read_some().await?;
                 self.status.motion().begin(Activity::Streaming);
+            }
+            if self.is_look_due() {
+                self.look(None).await?;
             }
             let event = match self.stream.try_next()? {
                 Some(event) => event,
@@ -160,6 +164,9 @@ impl Life<'_> {
         }
         fault::point("connector.before_commit").await;
         self.delivery.commit(&record).await?;
+        for (table, reason) in self.delivery.take_quarantined() {
+            self.status.quarantined(&table, reason);
+        }
         fault::point("connector.after_commit").await;
         self.feedback.confirm(record.position);
         fault::point("connector.after_confirm").await;
@@ -238,6 +245,9 @@ impl Life<'_> {
             deadline = deadline.min(now + KEEPALIVE_RETRY);
         } else if self.progress.position() > self.recorded {
             deadline = deadline.min(self.recorded_at + self.idle_after());
+        }
+        if !self.progress.in_transaction() {
+            deadline = deadline.min(self.look_at);
         }
         if self.delivery.events() > 0 {
             let left = self.transaction_max().saturating_sub(self.delivery.age());

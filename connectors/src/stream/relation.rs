@@ -5,57 +5,124 @@ use std::sync::Arc;
 use crate::captured::Captured;
 use crate::error::LifeError;
 use crate::life::Life;
-use crate::replication::Relation;
+use crate::replication::{Relation, RelationColumn, ReplicaIdentity};
+use crate::source::Table;
 use crate::source::catalog::TableColumn;
+
+/// A relation with the forms of its columns.
+struct Described {
+    name: String,
+    oid: u32,
+    identity: ReplicaIdentity,
+    columns: Vec<TableColumn>,
+    /// The columns that the replica identity is made of.
+    identifying: Vec<String>,
+}
+
+impl Described {
+    /// Is it the table as the catalog has it now, but for its columns that are not of the key?
+    fn is_of(&self, table: &Table) -> bool {
+        self.oid == table.oid && self.has_key_of(table)
+    }
+
+    /// Do its changes tell the key?
+    fn has_key_of(&self, table: &Table) -> bool {
+        let tells_key_only = match self.identity {
+            ReplicaIdentity::Default | ReplicaIdentity::Index => true,
+            ReplicaIdentity::Full | ReplicaIdentity::Nothing => false,
+        };
+        if tells_key_only && self.identifying.len() != table.key.len() {
+            return false;
+        }
+        table.key.iter().all(|key| {
+            let mut known = table.columns.iter();
+            let form = known.find(|column| column.name == key.name);
+            let mut told = self.columns.iter();
+            let told = told.find(|column| column.name == key.name);
+            let is_told = !tells_key_only || self.identifying.contains(&key.name);
+            is_told
+                && form
+                    .zip(told)
+                    .is_some_and(|(now, then)| now.has_key_form_of(then))
+        })
+    }
+}
 
 impl Life<'_> {
     /// Remembers the table's columns for the changes that follow, also while a transaction is
-    /// dropped: the server says them once a session.
+    /// dropped: the server says them once a session, and again after something was altered.
     pub(super) async fn relation(&mut self, relation: Relation) -> Result<(), LifeError> {
         let name = format!("{}.{}", relation.schema, relation.name);
-        let Some(table) = self.catalog.tables.get(&name).cloned() else {
+        if !self.catalog.tables.contains_key(&name) {
+            if self.is_captured(relation.oid) {
+                // It was renamed.
+                self.look_soon();
+            }
             self.relations.insert(relation.oid, None);
             return Ok(());
-        };
-        let mut columns = Vec::with_capacity(relation.columns.len());
-        for column in relation.columns {
-            let (oid, modifier) = (column.type_oid, column.type_modifier);
-            columns.push(TableColumn {
-                kind: self.catalog.kind(&self.reads, oid, modifier).await?,
-                name: column.name,
-                type_oid: oid,
-                type_modifier: modifier,
+        }
+        let described = self.describe(name, relation).await?;
+        let is_as_known = self
+            .catalog
+            .tables
+            .get(&described.name)
+            .is_some_and(|table| {
+                described.is_of(table)
+                    && described.identity != ReplicaIdentity::Nothing
+                    && described.columns == table.columns
             });
+        if !is_as_known {
+            let xid = self.transaction.as_ref().map(|one| one.wide_xid());
+            self.look(xid).await?;
+        } else if self.relations.contains_key(&described.oid) {
+            self.look_soon();
         }
-        let retyped = self.is_retyped(&name, &columns);
-        if table.oid != relation.oid || retyped {
-            // Another table under the name, or values of another type: what the topic has was
-            // written differently. The rows are sent anew.
-            tracing::info!(table = name, "{name} was altered; it is read again");
-            self.progress.read_again(&name);
-        }
-        let table = crate::source::Table {
-            oid: relation.oid,
-            ..table
+        let captured = match self.catalog.tables.get(&described.name) {
+            Some(table) if described.is_of(table) => {
+                let columns = &described.columns;
+                let captured = Captured::new(self.config, &self.database, table, columns)?;
+                Some(Arc::new(captured))
+            }
+            _ => {
+                self.pass_over(&described.name).await?;
+                None
+            }
         };
-        let captured = Captured::new(self.config, &self.database, &table, &columns)?;
-        self.relations
-            .insert(relation.oid, Some(Arc::new(captured)));
-        self.column_types.insert(name, columns);
+        self.relations.insert(described.oid, captured);
         Ok(())
     }
 
-    /// Did a column that was there before change its type? `ALTER TYPE … USING` changes every
-    /// row and sends none; the next change's RELATION message is the first to tell.
-    fn is_retyped(&self, table: &str, columns: &[TableColumn]) -> bool {
-        let Some(before) = self.column_types.get(table) else {
-            return false;
-        };
-        columns.iter().any(|column| {
-            before.iter().any(|old| {
-                old.name == column.name
-                    && (old.type_oid, old.type_modifier) != (column.type_oid, column.type_modifier)
-            })
+    fn is_captured(&self, oid: u32) -> bool {
+        self.catalog.tables.values().any(|table| table.oid == oid)
+    }
+
+    async fn describe(&mut self, name: String, relation: Relation) -> Result<Described, LifeError> {
+        let identifying = relation.columns.iter().filter(|column| column.key);
+        let identifying = identifying.map(|column| column.name.clone()).collect();
+        let mut columns = Vec::with_capacity(relation.columns.len());
+        for RelationColumn {
+            name,
+            type_oid,
+            type_modifier,
+            ..
+        } in relation.columns
+        {
+            columns.push(TableColumn {
+                kind: self
+                    .catalog
+                    .kind(&self.reads, type_oid, type_modifier)
+                    .await?,
+                name,
+                type_oid,
+                type_modifier,
+            });
+        }
+        Ok(Described {
+            name,
+            oid: relation.oid,
+            identity: relation.replica_identity,
+            columns,
+            identifying,
         })
     }
 

@@ -32,6 +32,10 @@ pub(crate) struct Transaction {
 }
 
 impl Transaction {
+    pub(super) fn wide_xid(&self) -> u64 {
+        self.wide_xid
+    }
+
     fn origin(&self, lsn: Lsn) -> Origin {
         Origin {
             snapshot: Snapshot::False,
@@ -260,7 +264,7 @@ impl Life<'_> {
         self.record_if_full().await?;
         if self
             .progress
-            .learn_from_log(&captured.name, &captured.columns)
+            .learn_from_log(&captured.name, &captured.columns, &captured.types)
         {
             let table = &captured.name;
             tracing::info!(table, "{table} has other columns; it is read again");
