@@ -88,7 +88,7 @@ pub struct PostgresConfig {
     /// The publication; the source's owner makes it.
     #[garde(length(min = 1, max = 63))]
     pub publication: String,
-    /// A leader that is not heard for so long loses its lock, milliseconds. Default 5000.
+    /// A leader that is not heard for so long loses its lock, milliseconds. Default 2500.
     #[serde(default = "lock_timeout_ms")]
     #[garde(range(min = 2000, max = 60_000))]
     pub lock_timeout_ms: u64,
@@ -115,6 +115,15 @@ pub struct PostgresConfig {
     #[serde(default = "buffer_bytes_max")]
     #[garde(range(min = 65_536, max = 1_073_741_824))]
     pub buffer_bytes_max: usize,
+    /// A slot that makes the source keep more WAL than so many bytes is given up, and a new
+    /// epoch begins. 0: only the source's own max_slot_wal_keep_size ends it. Default 0.
+    #[serde(default)]
+    #[garde(skip)]
+    pub slot_wal_bytes_max: u64,
+    /// The alarm comes when the slot keeps so many hundredths of what it may. Default 50.
+    #[serde(default = "slot_wal_alarm_percent")]
+    #[garde(range(min = 1, max = 100))]
+    pub slot_wal_alarm_percent: u8,
 }
 
 /// A connection that is quiet for so long is tried.
@@ -295,7 +304,7 @@ fn distinct(tables: &[String], (): &()) -> garde::Result {
 }
 
 fn lock_timeout_ms() -> u64 {
-    5000
+    2500
 }
 
 fn slot_timeout_ms() -> u64 {
@@ -304,6 +313,10 @@ fn slot_timeout_ms() -> u64 {
 
 fn connect_timeout_ms() -> u64 {
     5000
+}
+
+fn slot_wal_alarm_percent() -> u8 {
+    50
 }
 
 fn slot_creation_ms_max() -> u64 {

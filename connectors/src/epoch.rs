@@ -1,6 +1,7 @@
 //! Does the epoch last? Only if the log can be continued exactly where the last record stands.
 
-use kafka::{Checkpoint, Lsn};
+use kafka::topic::{TopicError, shorter};
+use kafka::{Checkpoint, Lsn, Offsets};
 use service::fault::in_force;
 
 use crate::progress::Identity;
@@ -24,7 +25,7 @@ pub struct Server {
 }
 
 /// Why a new epoch begins.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum NewEpoch {
     #[error("the checkpoint topic is empty")]
     NoCheckpoint,
@@ -38,9 +39,11 @@ pub enum NewEpoch {
     SlotAhead { confirmed_flush: Lsn, position: Lsn },
     #[error("the source's WAL ends at {flushed}, before the {reach} that the topics hold")]
     WalShorter { flushed: Lsn, reach: Lsn },
+    #[error(transparent)]
+    TopicShorter(#[from] TopicError),
 }
 
-/// Looks whether the epoch of `last` lasts.
+/// Looks whether the epoch of `last` lasts; `ends` is where the tables' topics end.
 ///
 /// # Errors
 /// The first reason why not.
@@ -48,6 +51,7 @@ pub fn lasts<'a>(
     last: Option<&'a Checkpoint>,
     slot: Option<Slot>,
     server: &Server,
+    ends: &Offsets,
 ) -> Result<&'a Checkpoint, NewEpoch> {
     let last = last.ok_or(NewEpoch::NoCheckpoint)?;
     let slot = slot.ok_or(NewEpoch::NoSlot)?;
@@ -83,6 +87,11 @@ pub fn lasts<'a>(
             flushed: server.flushed,
             reach,
         });
+    }
+    if in_force("topics_hold")
+        && let Some(shorter) = shorter(&last.offsets, ends)
+    {
+        return Err(shorter.into());
     }
     Ok(last)
 }
@@ -120,10 +129,14 @@ mod tests {
             committed_at_us: None,
             current_at_us: None,
             wal_end: Lsn(100),
-            offsets: BTreeMap::new(),
+            offsets: ends(),
             quarantine: BTreeMap::new(),
             tables: BTreeMap::new(),
         }
+    }
+
+    fn ends() -> Offsets {
+        Offsets::from([("t".to_owned(), BTreeMap::from([(0, 7), (1, 9)]))])
     }
 
     fn server() -> Server {
@@ -152,20 +165,26 @@ mod tests {
 
     #[test]
     fn an_epoch_lasts_while_the_log_can_be_continued() {
-        assert!(lasts(Some(&last()), slot(100), &server()).is_ok());
-        assert!(lasts(Some(&last()), slot(1), &server()).is_ok());
+        assert!(lasts(Some(&last()), slot(100), &server(), &ends()).is_ok());
+        assert!(lasts(Some(&last()), slot(1), &server(), &ends()).is_ok());
     }
 
     #[test]
     fn an_epoch_ends_without_checkpoint_or_slot() {
-        assert_eq!(lasts(None, slot(1), &server()), Err(NewEpoch::NoCheckpoint));
-        assert_eq!(lasts(Some(&last()), None, &server()), Err(NewEpoch::NoSlot));
+        assert!(matches!(
+            lasts(None, slot(1), &server(), &ends()),
+            Err(NewEpoch::NoCheckpoint)
+        ));
+        assert!(matches!(
+            lasts(Some(&last()), None, &server(), &ends()),
+            Err(NewEpoch::NoSlot)
+        ));
     }
 
     #[test]
     fn an_epoch_ends_when_the_slot_is_ahead_of_the_checkpoint() {
         assert!(matches!(
-            lasts(Some(&last()), slot(101), &server()),
+            lasts(Some(&last()), slot(101), &server(), &ends()),
             Err(NewEpoch::SlotAhead { .. })
         ));
     }
@@ -175,7 +194,7 @@ mod tests {
         let mut server = server();
         server.identity.system_identifier = "8".to_owned();
         assert!(matches!(
-            lasts(Some(&last()), slot(1), &server),
+            lasts(Some(&last()), slot(1), &server, &ends()),
             Err(NewEpoch::OtherSystem { .. })
         ));
     }
@@ -185,7 +204,7 @@ mod tests {
         let mut server = server();
         server.identity.timeline = 4;
         server.history = vec![switch(1, 50), switch(2, 120), switch(3, 150)];
-        assert!(lasts(Some(&last()), slot(1), &server).is_ok());
+        assert!(lasts(Some(&last()), slot(1), &server, &ends()).is_ok());
     }
 
     #[test]
@@ -194,7 +213,7 @@ mod tests {
         server.identity.timeline = 3;
         server.history = vec![switch(1, 50), switch(2, 110)];
         assert!(matches!(
-            lasts(Some(&last()), slot(1), &server),
+            lasts(Some(&last()), slot(1), &server, &ends()),
             Err(NewEpoch::OtherTimeline { .. })
         ));
     }
@@ -220,8 +239,19 @@ mod tests {
         let mut server = server();
         server.flushed = Lsn(119);
         assert!(matches!(
-            lasts(Some(&last()), slot(1), &server),
+            lasts(Some(&last()), slot(1), &server, &ends()),
             Err(NewEpoch::WalShorter { .. })
+        ));
+    }
+
+    #[test]
+    fn a_topic_that_is_shorter_than_the_checkpoint_says_ends_the_epoch() {
+        let mut ends = ends();
+        assert!(lasts(Some(&last()), slot(1), &server(), &ends).is_ok());
+        ends.insert("t".to_owned(), BTreeMap::from([(0, 7), (1, 8)]));
+        assert!(matches!(
+            lasts(Some(&last()), slot(1), &server(), &ends),
+            Err(NewEpoch::TopicShorter(_))
         ));
     }
 }

@@ -52,6 +52,16 @@ pub(crate) enum LifeError {
          what was read is taken back and read again"
     )]
     NotFlushed { lsn: Lsn, waited_ms: u128 },
+    #[error(
+        "the replication slot {slot} made the source keep {bytes} bytes of WAL, more than \
+         slot_wal_bytes_max ({bytes_max}): it is given up before it fills the owner's disk, and a \
+         new epoch will read all tables again"
+    )]
+    SlotGivenUp {
+        slot: String,
+        bytes: u64,
+        bytes_max: u64,
+    },
     #[error("the stream broke its order: {0}")]
     Order(&'static str),
 }
@@ -85,6 +95,7 @@ impl LifeError {
             | Self::KeyAltered { .. }
             | Self::TableKeepsMoving { .. }
             | Self::NotFlushed { .. }
+            | Self::SlotGivenUp { .. }
             | Self::Order(_) => Remedy::TryAgain,
         }
     }

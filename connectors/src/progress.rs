@@ -160,6 +160,13 @@ impl Progress {
         }
     }
 
+    /// The table's topic has so many partitions.
+    pub fn spread(&mut self, table: &str, partitions: usize) {
+        if let Some(state) = self.tables.get_mut(table) {
+            state.partitions = i32::try_from(partitions).unwrap_or(i32::MAX);
+        }
+    }
+
     // -- the stream ----------------------------------------------------------------------
 
     /// A BEGIN, whose transaction's commit record begins at `commit_lsn`: the log comes in the
@@ -265,9 +272,13 @@ impl Progress {
     // -- records -------------------------------------------------------------------------
 
     /// Per topic and partition the offset after the last event.
-    pub fn delivered(&mut self, offsets: Offsets) {
+    pub fn delivered(&mut self, offsets: &Offsets) {
         for (topic, partitions) in offsets {
-            self.offsets.entry(topic).or_default().extend(partitions);
+            let Some(ends) = self.offsets.get_mut(topic) else {
+                self.offsets.insert(topic.clone(), partitions.clone());
+                continue;
+            };
+            ends.extend(partitions);
         }
     }
 

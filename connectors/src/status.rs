@@ -20,6 +20,10 @@
 //! | `connector_lag_ms` | how old the topics are at most: since when they were last known current |
 //! | `connector_stalled_seconds` | for how long nothing has moved that should, once that is long |
 //! | `connector_stalls_total` | how often that began |
+//! | `connector_slot_wal_bytes` | WAL that the slot makes the source keep |
+//! | `connector_slot_wal_max_bytes` | with more the slot is given up, or the source ends it |
+//! | `connector_slot_alarm` | 1: that share of it is kept at which the alarm comes |
+//! | `connector_slots_given_up_total` | slots dropped because they kept too much |
 //! | `connector_retries_total` | lives that ended in an error and are followed by another |
 //!
 //! Those of table reads stand in [`reads`].
@@ -67,6 +71,10 @@ pub(crate) mod names {
     pub(crate) const LAG_MS: &str = "connector_lag_ms";
     pub(crate) const STALLED: &str = "connector_stalled_seconds";
     pub(crate) const STALLS: &str = "connector_stalls_total";
+    pub(crate) const SLOT_WAL: &str = "connector_slot_wal_bytes";
+    pub(crate) const SLOT_WAL_MAX: &str = "connector_slot_wal_max_bytes";
+    pub(crate) const SLOT_ALARM: &str = "connector_slot_alarm";
+    pub(crate) const SLOTS_GIVEN_UP: &str = "connector_slots_given_up_total";
     pub(crate) const RETRIES: &str = "connector_retries_total";
 }
 
@@ -140,9 +148,20 @@ struct Status {
     whole: bool,
     /// Changes that this process has sent to quarantine.
     quarantined: u64,
+    slot: Option<SlotStatus>,
     tables: BTreeMap<String, TableStatus>,
     /// Reads by command that were given up lately.
     failed_requests: VecDeque<FailedRequest>,
+}
+
+/// What the slot makes the source keep.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct SlotStatus {
+    pub(crate) wal_bytes: u64,
+    /// With more it is given up, or the source ends it.
+    pub(crate) wal_bytes_max: Option<u64>,
+    /// Why somebody should look.
+    pub(crate) alarm: Option<String>,
 }
 
 /// Shared by the life, which writes it, and the admin port, which reads it.
@@ -190,6 +209,7 @@ impl StatusBoard {
                 current_at_us: None,
                 whole: false,
                 quarantined: 0,
+                slot: None,
                 tables: BTreeMap::new(),
                 failed_requests: VecDeque::new(),
             })),
@@ -277,6 +297,12 @@ impl StatusBoard {
         (status.state, status.reason) = (state, reason);
     }
 
+    /// What the slot keeps was looked at.
+    pub(crate) fn slot(&self, slot: SlotStatus) {
+        let mut status = self.status.write().unwrap_or_else(PoisonError::into_inner);
+        status.slot = Some(slot);
+    }
+
     /// What grows by itself, each second.
     pub(crate) fn tick(&self) {
         if let Some(at_us) = self.read().current_at_us {
@@ -341,7 +367,7 @@ impl StatusBoard {
 
 /// Gauges are floats: exact below 2^53, which no LSN of practice passes.
 #[expect(clippy::cast_precision_loss, reason = "said above")]
-fn precise(value: u64) -> f64 {
+pub(crate) fn precise(value: u64) -> f64 {
     value as f64
 }
 
@@ -379,5 +405,9 @@ fn describe() {
     );
     describe_gauge!(names::STALLED, Unit::Seconds, "nothing moves that should");
     describe_counter!(names::STALLS, Unit::Count, "stalls begun");
+    describe_gauge!(names::SLOT_WAL, Unit::Bytes, "WAL kept by the slot");
+    describe_gauge!(names::SLOT_WAL_MAX, Unit::Bytes, "WAL it may keep");
+    describe_gauge!(names::SLOT_ALARM, "1: too much of it is kept");
+    describe_counter!(names::SLOTS_GIVEN_UP, Unit::Count, "slots given up");
     describe_counter!(names::RETRIES, Unit::Count, "lives that ended in an error");
 }

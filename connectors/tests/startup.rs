@@ -1,6 +1,7 @@
 //! What is wrong at the start is said in one sentence that says what to do.
 
 use anyhow::{Context, Result};
+use connectors::replication::{ReplicationClient, ReplicationConfig};
 use fixtures::postgres::{Postgres, Version};
 
 use crate::harness::{Rig, equals_source, eventually};
@@ -207,16 +208,21 @@ async fn a_configuration_with_a_misspelt_key() -> Result<()> {
     Ok(())
 }
 
-/// It may be a predecessor that is dying, so this one is waited for.
+/// A stranger is left alone; it may be the owner's own look at the slot.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slot_in_use_is_said_once_and_waited_for() -> Result<()> {
     let rig = rig().await?;
     let connector = rig.connector().start()?;
     connector.ready().await?;
     connector.kill().await;
-    let other = rig.connector().without_rules("advisory_lock").start()?;
-    other.ready().await?;
-    // Without the lock of its own: as if a stranger streamed from the slot.
+    let server = fixtures::servers().legacy().await?;
+    let url = server.superuser_url(&rig.database);
+    let config = ReplicationConfig::from_url(&url)?;
+    let stranger = eventually("a stranger streams from the slot", || async {
+        let client = ReplicationClient::connect(&config).await?;
+        Ok(client.start(&rig.slot, "tributary").await.ok())
+    })
+    .await?;
     let waiting = rig.connector().start()?;
     let said = eventually("it says that the slot is in use", || async {
         let reason = waiting.status().await?["reason"].clone();
@@ -240,7 +246,7 @@ async fn a_slot_in_use_is_said_once_and_waited_for() -> Result<()> {
         .replace(&rig.slot, "tributary_shop");
     insta::assert_snapshot!(said, @r#"the replication slot tributary_shop is in use by process 4711 of the source, maybe a connector that has just ended; if it stays so, stop what uses it, or let the owner run: SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = 'tributary_shop';"#);
     assert_eq!(waiting.readiness().await?.0, 503);
-    other.kill().await;
+    stranger.close().await?;
     waiting.ready().await?;
     assert_eq!(waiting.log().matches("is in use").count(), 1);
     rig.run("INSERT INTO item VALUES (1, 1)").await?;

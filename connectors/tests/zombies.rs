@@ -122,7 +122,7 @@ async fn a_zombie_that_commits_late_is_fenced() -> Result<()> {
     let rig = rig().await?;
     let calm = rig
         .connector()
-        .without_rules("advisory_lock")
+        .without_rules("advisory_lock,end_predecessors_stream")
         .stream("heartbeat_ms = 600000\nidle_record_ms = 60000");
     let reader = calm.clone().start()?;
     reader.ready().await?;
@@ -137,7 +137,10 @@ async fn a_zombie_that_commits_late_is_fenced() -> Result<()> {
         .await?;
     // Its record is held from now on; the slot is taken from it meanwhile.
     cut_off(&rig).await?;
-    let second = rig.connector().without_rules("advisory_lock").start()?;
+    let second = rig
+        .connector()
+        .without_rules("advisory_lock,end_predecessors_stream")
+        .start()?;
     second.ready().await?;
     let mut journal = rig.journal()?;
     equals_source(&rig, &mut journal, &[ITEM]).await?;
@@ -154,7 +157,7 @@ async fn the_last_record_is_read_when_nobody_can_write_another() -> Result<()> {
     let rig = rig().await?;
     let calm = rig
         .connector()
-        .without_rules("advisory_lock")
+        .without_rules("advisory_lock,end_predecessors_stream")
         .stream("heartbeat_ms = 600000\nidle_record_ms = 60000");
     let reader = calm.clone().start()?;
     reader.ready().await?;
@@ -171,7 +174,7 @@ async fn the_last_record_is_read_when_nobody_can_write_another() -> Result<()> {
     cut_off(&rig).await?;
     let second = rig
         .connector()
-        .without_rules("advisory_lock")
+        .without_rules("advisory_lock,end_predecessors_stream")
         .faults("connector.before_init:sleep:1:12000")
         .start()?;
     second.ready().await?;

@@ -90,6 +90,14 @@ pub struct TableState {
     /// Reads that somebody asked for and that are not complete, in the order of asking.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub requests: Vec<ReadRequest>,
+    /// Over how many partitions the keys are spread; 0: an older version wrote the record.
+    #[serde(default, skip_serializing_if = "is_unknown")]
+    pub partitions: i32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_unknown(partitions: &i32) -> bool {
+    *partitions == 0
 }
 
 /// A read of a table, or of those of its rows that fulfil a condition, by command. It stands

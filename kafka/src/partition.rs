@@ -164,6 +164,35 @@ impl PartitionConsumer {
         bounds(self.consumer(topic)?, topic, partition, self.patience).await
     }
 
+    /// The offset of the first record with a time from `time_ms` (since 1970) on; none: there is
+    /// no such record.
+    pub(crate) async fn offset_after(
+        &self,
+        topic: &str,
+        partition: i32,
+        time_ms: i64,
+    ) -> Result<Option<i64>, PartitionError> {
+        let name = topic.to_owned();
+        let doing = "ask for the offset of a time";
+        blocking(
+            self.consumer(topic)?,
+            doing,
+            topic,
+            self.patience,
+            move |consumer, patience| {
+                let mut times = TopicPartitionList::with_capacity(1);
+                times.add_partition_offset(&name, partition, Offset::Offset(time_ms))?;
+                let found = consumer.offsets_for_times(times, patience)?;
+                let offset = found.elements().first().map(|one| one.offset());
+                Ok(match offset {
+                    Some(Offset::Offset(offset)) => Some(offset),
+                    _ => None,
+                })
+            },
+        )
+        .await
+    }
+
     /// Begins to fetch partitions, all with one request; each from its offset, or, without one,
     /// from the first that there is. The readers come in the same order.
     pub(crate) fn open(

@@ -7,6 +7,9 @@
 
 pub mod examine;
 
+mod error;
+mod standing;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +21,9 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::client::{self, Quiet};
 use crate::config::KafkaConfig;
+
+pub use error::TopicError;
+pub use standing::shorter;
 
 /// 7 days: what a reader may be behind, and how long tombstones stay, milliseconds.
 pub const LATENESS_MAX_MS: i64 = 7 * 24 * 60 * 60 * 1000;
@@ -64,61 +70,6 @@ pub fn quarantine(config: &KafkaConfig, source: &str) -> String {
 #[must_use]
 pub fn transactional_id(config: &KafkaConfig, source: &str) -> String {
     format!("{}{source}.connector", config.topic_prefix)
-}
-
-/// A topic cannot be used as it is, or Kafka cannot be asked.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum TopicError {
-    #[error("cannot set up a Kafka client for {bootstrap}; correct [kafka] in the configuration")]
-    Client {
-        bootstrap: String,
-        #[source]
-        source: KafkaError,
-    },
-    #[error("cannot ask Kafka about topic {topic}; is it running at [kafka] bootstrap?")]
-    Ask {
-        topic: String,
-        #[source]
-        source: KafkaError,
-    },
-    #[error(
-        "Kafka does not describe topic {topic}{}; allow this user DescribeConfigs on it",
-        .code.map(|code| format!(": {code}")).unwrap_or_default()
-    )]
-    Describe {
-        topic: String,
-        code: Option<RDKafkaErrorCode>,
-    },
-    #[error(
-        "Kafka refuses to create topic {topic} with {replication_factor} copies: {code}; with \
-         fewer brokers than copies set replication_factor under [kafka], else allow this user \
-         to create topics or create it yourself"
-    )]
-    Create {
-        topic: String,
-        replication_factor: i32,
-        code: RDKafkaErrorCode,
-    },
-    #[error("partitions of topic {topic} have no leader; see the brokers' logs")]
-    NoLeader { topic: String },
-    #[error("topic {topic} does not exist")]
-    Missing { topic: String },
-    #[error("{}", .0.join("\n"))]
-    Wrong(Vec<String>),
-}
-
-impl TopicError {
-    /// Must somebody change something before another try makes sense?
-    #[must_use]
-    pub fn is_setup(&self) -> bool {
-        match self {
-            Self::Client { .. } | Self::Create { .. } | Self::Describe { .. } | Self::Wrong(_) => {
-                true
-            }
-            Self::Ask { .. } | Self::NoLeader { .. } | Self::Missing { .. } => false,
-        }
-    }
 }
 
 /// What a setting must be.
@@ -274,7 +225,8 @@ fn layout_deviations(config: &KafkaConfig, topic: &str, kind: Kind, layout: Layo
     sentences
 }
 
-/// Creates and checks topics.
+/// Creates and checks topics. Clones share one client.
+#[derive(Clone)]
 pub struct Topics {
     admin: Arc<AdminClient<Quiet>>,
     config: KafkaConfig,
@@ -521,89 +473,4 @@ impl Topics {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn config() -> KafkaConfig {
-        KafkaConfig::new("broker:9092", 3)
-    }
-
-    proptest! {
-        #[test]
-        fn what_a_new_topic_gets_is_what_the_check_demands(
-            lateness in 1000..10 * LATENESS_MAX_MS,
-            replicas in 1..9_i32,
-            kind in prop::sample::select(vec![Kind::Table, Kind::Checkpoint, Kind::Quarantine]),
-        ) {
-            let mut config = KafkaConfig::new("broker:9092", replicas);
-            config.lateness_max_ms = lateness;
-            let required = required(&config, kind);
-            let made: std::collections::BTreeMap<_, _> = required
-                .iter()
-                .map(|(name, must)| (*name, must.value()))
-                .collect();
-            let found = deviations(&config, "t", &required, |name| made.get(name).cloned());
-            prop_assert_eq!(found, Vec::<String>::new());
-        }
-    }
-
-    #[test]
-    fn a_week_and_a_month_are_the_defaults() {
-        let settings = required(&config(), Kind::Table);
-        let value = |name: &str| {
-            let (_, must) = settings.iter().find(|(found, _)| *found == name).unwrap();
-            must.value()
-        };
-        assert_eq!(value("min.compaction.lag.ms"), "604800000");
-        assert_eq!(value("delete.retention.ms"), "604800000");
-        assert_eq!(value("max.compaction.lag.ms"), "2592000000");
-        assert_eq!(value("min.insync.replicas"), "2");
-    }
-
-    #[test]
-    fn a_deviation_says_how_to_mend_it() {
-        let found = deviations(
-            &config(),
-            "sales.public.sls_order",
-            &[("cleanup.policy", Must::Be("compact"))],
-            |_| Some("delete".to_owned()),
-        );
-        assert_eq!(
-            found,
-            [
-                "topic sales.public.sls_order: cleanup.policy is delete, must be compact; mend it \
-                 with `kafka-configs.sh --bootstrap-server broker:9092 --alter --entity-type \
-                 topics --entity-name sales.public.sls_order --add-config cleanup.policy=compact`"
-            ]
-        );
-    }
-
-    #[test]
-    fn longer_lags_and_more_copies_are_welcome() {
-        for (must, good, bad) in [
-            (Must::BeAtLeast(10), "10", "9"),
-            (Must::BeAtLeast(10), "11", "unset"),
-            (Must::BeAtMost(10), "10", "11"),
-            (Must::BeAtMost(10), "9", ""),
-        ] {
-            assert!(must.allows(good) && !must.allows(bad), "{must:?}");
-        }
-        let layout = Layout {
-            partitions: 7,
-            replicas: 4,
-        };
-        assert!(layout_deviations(&config(), "t", Kind::Table, layout).is_empty());
-    }
-
-    #[test]
-    fn a_checkpoint_topic_of_two_partitions_and_missing_copies_are_refused() {
-        let layout = Layout {
-            partitions: 2,
-            replicas: 1,
-        };
-        let found = layout_deviations(&config(), "t", Kind::Checkpoint, layout);
-        assert_eq!(found.len(), 2, "{found:?}");
-    }
-}
+mod tests;

@@ -180,6 +180,7 @@ prop_compose! {
             (0..99_i64, 0..99_i64).prop_map(|(next, end)| Reconcile { next, end }),
             0..3,
         ),
+        partitions in 0..9_i32,
     ) -> TableState {
         TableState {
             columns: known,
@@ -189,7 +190,8 @@ prop_compose! {
             not_before,
             read,
             reconcile,
-            requests: Vec::new(),
+            partitions,
+            ..TableState::default()
         }
     }
 }

@@ -173,3 +173,47 @@ fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_millis() as i64)
 }
+
+/// The topic was deleted and made anew while a reader was away; by the time it is back, the new
+/// one is longer than the old one was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_of_a_topic_that_was_made_anew_rebuilds() -> Result<()> {
+    let source = source("anew").await?;
+    let mut writer = Writer::take_over(&source).await?;
+    for key in ["a", "b"] {
+        writer.send(key, Some("old")).await?;
+    }
+    writer.commit().await?;
+    let mut follower = source.follower()?;
+    let away = take(&mut follower).await?.standing;
+    drop(follower);
+    // Brokers' clocks may differ by so much.
+    let since = away.since_ms.unwrap_or_default();
+    while now_ms() <= since + LATENESS_MS / 8 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    for longer in [false, true] {
+        drop(writer);
+        source.delete_topic(&source.table).await?;
+        source.ensure().await?;
+        writer = Writer::take_over(&source).await?;
+        writer.offsets.clear();
+        for key in ["c", "d", "e", "f", "g"]
+            .into_iter()
+            .take(if longer { 5 } else { 1 })
+        {
+            writer.send(key, Some("new")).await?;
+        }
+        writer.commit().await?;
+        let options = FollowerOptions::default();
+        let mut back = source.follower_from(away.clone(), options)?;
+        let told = next_step(&mut back).await?;
+        ensure!(
+            matches!(told, Step::Behind),
+            "longer: {longer}, told {told:?}"
+        );
+        let rebuilt = take(&mut source.follower()?).await?;
+        assert_eq!(rebuilt.events.len(), if longer { 5 } else { 1 });
+    }
+    Ok(())
+}

@@ -90,6 +90,14 @@ impl Source {
         Ok(())
     }
 
+    pub(crate) async fn delete_topic(&self, topic: &str) -> Result<()> {
+        let deleted = self.admin()?.delete_topics(&[topic], &AdminOptions::new());
+        for result in deleted.await? {
+            result.map_err(|(topic, code)| anyhow!("cannot delete {topic}: {code}"))?;
+        }
+        Ok(())
+    }
+
     pub(crate) async fn delete_records_before(&self, offset: i64) -> Result<()> {
         let mut offsets = TopicPartitionList::new();
         offsets.add_partition_offset(&self.table, 0, Offset::Offset(offset))?;

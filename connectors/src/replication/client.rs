@@ -13,6 +13,9 @@ use super::stream::ReplicationStream;
 /// The version from which on replicas can take over logical slots.
 const FAILOVER_SLOTS_SINCE: u32 = 17;
 
+/// Asks for the time at which the server was started.
+pub const SERVER_STARTED: &str = "SELECT pg_postmaster_start_time()";
+
 /// What IDENTIFY_SYSTEM answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SystemIdentity {
@@ -87,6 +90,20 @@ impl ReplicationClient {
                     flushed: parsed(&row, 2)?,
                 })
             })
+            .map_err(ReplicationError::IdentifySystem)
+    }
+
+    /// When the server was started: no two servers of a cluster say the same microsecond.
+    ///
+    /// # Errors
+    /// Where the server refuses, or does not answer in time.
+    pub async fn server_started(&mut self) -> Result<String, ReplicationError> {
+        let answer = self
+            .session
+            .query(SERVER_STARTED, self.config.command_timeout)
+            .await;
+        answer
+            .and_then(|rows| Ok(text(&one_row(rows)?, 0)?.to_owned()))
             .map_err(ReplicationError::IdentifySystem)
     }
 

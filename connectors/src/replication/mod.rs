@@ -38,7 +38,7 @@ mod session;
 mod stream;
 mod transport;
 
-pub use client::{CreatedSlot, ReplicationClient, SystemIdentity, TimelineSwitch};
+pub use client::{CreatedSlot, ReplicationClient, SERVER_STARTED, SystemIdentity, TimelineSwitch};
 pub use config::{ReplicationConfig, SESSION_SETTINGS};
 pub use decode::{DecodeError, decode};
 pub use error::{CommandError, ReplicationError, ServerError};

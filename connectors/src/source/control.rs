@@ -12,6 +12,7 @@ use kafka::Lsn;
 use links::Endpoint;
 use service::fault::in_force;
 use tokio::sync::watch;
+use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -24,6 +25,10 @@ use crate::epoch::Slot;
 /// Between two tries for the lock.
 const LOCK_RETRY: Duration = Duration::from_millis(250);
 
+/// A slot that is given up is free once the server has ended its stream.
+const DROP_TRIES: u32 = 100;
+const DROP_RETRY: Duration = Duration::from_millis(100);
+
 /// The source as a whole, a moment ago.
 #[derive(Debug, Clone, Default)]
 pub struct Pulse {
@@ -32,12 +37,24 @@ pub struct Pulse {
     pub snapshot: Snapshot,
     /// How far the WAL was flushed.
     pub flushed: Lsn,
+    /// What our slot keeps; none while there is no slot that keeps anything.
+    pub slot_wal: Option<SlotWal>,
+}
+
+/// WAL that a slot makes the source keep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SlotWal {
+    pub bytes: u64,
+    /// `max_slot_wal_keep_size`; none: unlimited.
+    pub source_bytes_max: Option<u64>,
 }
 
 /// The session; dropping it gives the lock back.
 #[derive(Debug)]
 pub struct Control {
     session: Arc<Session>,
+    /// When the server that the session is with was started.
+    started: String,
     pulse: watch::Receiver<Pulse>,
     lost: CancellationToken,
     _pinger: AbortOnDropHandle<()>,
@@ -91,12 +108,15 @@ impl Control {
                 tokio::time::sleep(LOCK_RETRY).await;
             }
         }
-        let first = feel(&session).await?;
+        let started = session.server_started().await?;
+        let first = feel(&session, &postgres.slot).await?;
         let (sender, pulse) = watch::channel(first);
         let lost = CancellationToken::new();
-        let pinger = ping(Arc::clone(&session), timeout, sender, lost.clone());
+        let slot = postgres.slot.clone();
+        let pinger = ping(Arc::clone(&session), slot, timeout, sender, lost.clone());
         Ok(Self {
             session,
+            started,
             pulse,
             lost,
             _pinger: AbortOnDropHandle::new(tokio::spawn(pinger)),
@@ -107,6 +127,32 @@ impl Control {
     #[must_use]
     pub fn lost(&self) -> CancellationToken {
         self.lost.clone()
+    }
+
+    /// What is needed to give the slot up once the life is over.
+    #[must_use]
+    pub fn hold(&self) -> Hold {
+        Hold(Arc::clone(&self.session))
+    }
+
+    /// Fails where another session's server was `started` at another time, so is another.
+    ///
+    /// # Errors
+    /// In that case.
+    pub fn is_same_server(&self, started: &str) -> Result<(), SourceError> {
+        if self.started == started {
+            Ok(())
+        } else {
+            Err(SourceError::OtherServer)
+        }
+    }
+
+    /// Ends the stream of a predecessor, who has lost the lock; a stranger's is left alone.
+    ///
+    /// # Errors
+    /// Where the session is lost.
+    pub async fn end_stream(&self, slot: &str) -> Result<(), SourceError> {
+        end_stream(&self.session, slot).await
     }
 
     /// The last pulse, changed about once a second.
@@ -180,20 +226,77 @@ impl Control {
     }
 }
 
-async fn feel(session: &Session) -> Result<Pulse, SourceError> {
+/// The session of a lock, beyond the life that took it.
+#[derive(Debug)]
+pub struct Hold(Arc<Session>);
+
+impl Hold {
+    /// Drops the slot, ending our own stream from it.
+    ///
+    /// # Errors
+    /// Where the session is lost, or somebody else goes on streaming from it.
+    pub async fn drop_slot(&self, slot: &str) -> Result<(), SourceError> {
+        let sql = format!(
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
+             WHERE slot_name = {}",
+            literal(slot)
+        );
+        let mut tries = 0;
+        loop {
+            end_stream(&self.0, slot).await?;
+            match self.0.rows("give the replication slot up", &sql).await {
+                Ok(_) => return Ok(()),
+                Err(error)
+                    if error.sql_state() == Some(&SqlState::OBJECT_IN_USE)
+                        && tries < DROP_TRIES =>
+                {
+                    tries += 1;
+                    tokio::time::sleep(DROP_RETRY).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+async fn end_stream(session: &Session, slot: &str) -> Result<(), SourceError> {
+    // Of our own role no privilege is needed; a stranger has another role or another name.
+    let sql = format!(
+        "SELECT pg_terminate_backend(a.pid) FROM pg_replication_slots s \
+         JOIN pg_stat_activity a ON a.pid = s.active_pid \
+         WHERE s.slot_name = {0} AND a.usename = current_user AND a.application_name = {0}",
+        literal(slot)
+    );
+    session.execute("end a predecessor's stream", &sql).await
+}
+
+async fn feel(session: &Session, slot: &str) -> Result<Pulse, SourceError> {
     let doing = "feel the source's pulse";
     let at_us = now_us();
-    let sql = "SELECT pg_current_snapshot(), pg_current_wal_flush_lsn()";
-    let row = session.row(doing, sql).await?;
+    let sql = format!(
+        "SELECT pg_current_snapshot(), pg_current_wal_flush_lsn(), s.restart_lsn, \
+             pg_size_bytes(current_setting('max_slot_wal_keep_size')) \
+         FROM (SELECT) one LEFT JOIN pg_replication_slots s ON s.slot_name = {}",
+        literal(slot)
+    );
+    let row = session.row(doing, &sql).await?;
+    let flushed: Lsn = session::get(doing, &row, 1)?;
+    let restart: Option<Lsn> = session::get(doing, &row, 2).ok();
     Ok(Pulse {
         at_us,
         snapshot: session::get(doing, &row, 0)?,
-        flushed: session::get(doing, &row, 1)?,
+        flushed,
+        slot_wal: restart.map(|restart| SlotWal {
+            bytes: flushed.0.saturating_sub(restart.0),
+            // -1: unlimited.
+            source_bytes_max: session::get::<u64>(doing, &row, 3).ok(),
+        }),
     })
 }
 
 async fn ping(
     session: Arc<Session>,
+    slot: String,
     timeout: Duration,
     pulse: watch::Sender<Pulse>,
     lost: CancellationToken,
@@ -201,7 +304,7 @@ async fn ping(
     let _lost = lost.drop_guard();
     loop {
         tokio::time::sleep(timeout / 5).await;
-        match feel(&session).await {
+        match feel(&session, &slot).await {
             Ok(felt) => _ = pulse.send_replace(felt),
             Err(error) => return tracing::warn!(%error, "the control session is lost: {error}"),
         }

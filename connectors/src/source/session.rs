@@ -10,7 +10,7 @@ use tokio_postgres::{Client, CopyOutStream, SimpleQueryMessage, SimpleQueryRow};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::EndpointError;
-use crate::replication::{SESSION_SETTINGS, addresses};
+use crate::replication::{SERVER_STARTED, SESSION_SETTINGS, addresses};
 
 /// For an answer, where nobody says otherwise.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
@@ -39,6 +39,11 @@ pub enum SourceError {
         doing: &'static str,
         timeout: Duration,
     },
+    #[error(
+        "two sessions with the source reached two servers; a failover is under way, or \
+         postgres.url names a host that stands for several"
+    )]
+    OtherServer,
     #[error("cannot {doing}: the source answered something else")]
     Answer { doing: &'static str },
 }
@@ -52,6 +57,7 @@ impl SourceError {
             Self::Endpoint(_)
             | Self::ConnectTimeout { .. }
             | Self::Timeout { .. }
+            | Self::OtherServer
             | Self::Answer { .. } => None,
         }
     }
@@ -76,7 +82,10 @@ impl SourceError {
             Self::Query { source, .. } => source
                 .code()
                 .is_none_or(|state| ["57P", "08"].iter().any(|c| state.code().starts_with(c))),
-            Self::Connect { .. } | Self::ConnectTimeout { .. } | Self::Timeout { .. } => true,
+            Self::Connect { .. }
+            | Self::ConnectTimeout { .. }
+            | Self::Timeout { .. }
+            | Self::OtherServer => true,
             Self::Endpoint(_) | Self::Answer { .. } => false,
         }
     }
@@ -200,6 +209,16 @@ impl Session {
             .await
             .map_err(|_| SourceError::Timeout { doing, timeout })?
             .map_err(|source| SourceError::Query { doing, source })
+    }
+
+    /// When the server was started: no two servers of a cluster say the same microsecond.
+    ///
+    /// # Errors
+    /// As [`Session::rows`].
+    pub async fn server_started(&self) -> Result<String, SourceError> {
+        let doing = "ask which server this is";
+        let row = self.row(doing, SERVER_STARTED).await?;
+        get(doing, &row, 0)
     }
 
     /// Rows of one statement, or of several one after the other.

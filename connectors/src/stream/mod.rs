@@ -156,7 +156,7 @@ impl Life<'_> {
         self.status.motion().begin(Activity::Recording);
         let begun = Instant::now();
         let (offsets, quarantine) = self.delivery.delivered().await?;
-        self.progress.delivered(offsets);
+        self.progress.delivered(&offsets);
         self.progress.quarantined(quarantine);
         let record = self.progress.record();
         if !in_force("feedback_after_commit") {
@@ -164,6 +164,7 @@ impl Life<'_> {
         }
         fault::point("connector.before_commit").await;
         self.delivery.commit(&record).await?;
+        self.held.extend(&offsets);
         for (table, reason) in self.delivery.take_quarantined() {
             self.status.quarantined(&table, reason);
         }

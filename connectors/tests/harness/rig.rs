@@ -8,6 +8,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use fixtures::postgres::{Postgres, TEST_PASSWORD, connect};
 use fixtures::process::{Process, Spawn};
 use nix::sys::signal::Signal;
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
+use rdkafka::client::DefaultClientContext;
 use serde_json::Value;
 use tokio_postgres::Client;
 
@@ -85,6 +88,23 @@ impl Rig {
         Ok(row.get::<_, String>(0).parse()?)
     }
 
+    /// The same database on another server, as after a failover.
+    pub(crate) async fn moved_to(&mut self, server: &Postgres) -> Result<()> {
+        self.superuser_url = server.superuser_url(&self.database);
+        self.connector_url = server.url(&self.role, &self.database);
+        self.db = connect(&self.superuser_url).await?;
+        Ok(())
+    }
+
+    /// Makes the source begin another segment of its WAL, 16 MiB, so many times.
+    pub(crate) async fn switch_wal(&self, times: usize) -> Result<()> {
+        for _ in 0..times {
+            self.run("SELECT pg_logical_emit_message(false, 'test', 'x'); SELECT pg_switch_wal()")
+                .await?;
+        }
+        Ok(())
+    }
+
     /// The slot's confirmed position, if there is a slot.
     pub(crate) async fn confirmed(&self) -> Result<Option<kafka::Lsn>> {
         let sql = "SELECT confirmed_flush_lsn::text FROM pg_replication_slots \
@@ -92,6 +112,40 @@ impl Rig {
         let row = self.db.query_opt(sql, &[&self.slot]).await?;
         row.map(|row| Ok(row.get::<_, String>(0).parse()?))
             .transpose()
+    }
+
+    /// The full name of a table's topic (`public.name`), or `checkpoint`.
+    pub(crate) fn topic(&self, of: &str) -> String {
+        format!("{}shop.{of}", self.prefix)
+    }
+
+    fn kafka(&self) -> Result<AdminClient<DefaultClientContext>> {
+        let mut settings = ClientConfig::new();
+        Ok(settings
+            .set("bootstrap.servers", &self.bootstrap)
+            .create()?)
+    }
+
+    /// Deletes a topic, and waits until it is gone.
+    pub(crate) async fn delete_topic(&self, of: &str) -> Result<()> {
+        let (kafka, topic) = (self.kafka()?, self.topic(of));
+        for answer in kafka.delete_topics(&[&topic], &AdminOptions::new()).await? {
+            answer.map_err(|(topic, code)| anyhow!("cannot delete {topic}: {code}"))?;
+        }
+        Ok(())
+    }
+
+    /// Gives a topic so many partitions.
+    pub(crate) async fn partition_topic(&self, of: &str, partitions: usize) -> Result<()> {
+        let (kafka, topic) = (self.kafka()?, self.topic(of));
+        let more = NewPartitions::new(&topic, partitions);
+        for answer in kafka
+            .create_partitions(&[more], &AdminOptions::new())
+            .await?
+        {
+            answer.map_err(|(topic, code)| anyhow!("cannot alter {topic}: {code}"))?;
+        }
+        Ok(())
     }
 
     /// A connector over it that is not started yet.
@@ -254,6 +308,12 @@ impl Plan<'_> {
         let (address, database) = self.url.rsplit_once('/').unwrap_or_default();
         let (user, _) = address.rsplit_once(':').unwrap_or_default();
         self.url = format!("{user}:{port}/{database}");
+        self
+    }
+
+    /// The time-outs of lock and slot as a configuration that does not name them has them.
+    pub(crate) fn default_timeouts(mut self) -> Self {
+        self.postgres.clear();
         self
     }
 

@@ -1,0 +1,90 @@
+//! Whether the topics go on holding what was written to them.
+//!
+//! An idle table's topic can be deleted, made anew, or given partitions without any send that
+//! fails. So while a life goes on, the topics are looked at beside it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use kafka::Offsets;
+use kafka::topic::{TopicError, Topics, shorter};
+use service::fault::in_force;
+
+use crate::error::LifeError;
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Topics looked at with one look; with more, the next look takes the next ones.
+const TOPICS_PER_LOOK: usize = 50;
+
+/// Where the topics ended at least: looked at, or committed to. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Held(Arc<Mutex<Offsets>>);
+
+impl Held {
+    pub(crate) fn new(ends: Offsets) -> Self {
+        Self(Arc::new(Mutex::new(ends)))
+    }
+
+    /// So much is committed, or was found.
+    pub(crate) fn extend(&self, offsets: &Offsets) {
+        let mut held = self.lock();
+        for (topic, partitions) in offsets {
+            let Some(ends) = held.get_mut(topic) else {
+                held.insert(topic.clone(), partitions.clone());
+                continue;
+            };
+            for (&partition, &offset) in partitions {
+                let end = ends.entry(partition).or_default();
+                *end = offset.max(*end);
+            }
+        }
+    }
+
+    fn of(&self, topics: &[String]) -> Offsets {
+        let held = self.lock();
+        let found = topics.iter().filter_map(|topic| held.get_key_value(topic));
+        found
+            .map(|(topic, ends)| (topic.clone(), ends.clone()))
+            .collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Offsets> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Returns once a topic is not what it was. That Kafka does not answer is the producer's to say.
+pub(crate) async fn watch(topics: Topics, names: Vec<String>, held: Held) -> LifeError {
+    loop {
+        for some in names.chunks(TOPICS_PER_LOOK) {
+            tokio::time::sleep(LOOK).await;
+            let before = held.of(some);
+            match topics.standing_since(some, &before).await {
+                Ok(now) => {
+                    if let Some(error) = changed(&topics, &before, &now)
+                        && in_force("topics_watched")
+                    {
+                        return error.into();
+                    }
+                    held.extend(&now);
+                    tracing::debug!(topics = some.len(), "looked at the topics");
+                }
+                Err(error) => tracing::debug!(%error, "cannot look at the topics: {error}"),
+            }
+        }
+    }
+}
+
+fn changed(topics: &Topics, before: &Offsets, now: &Offsets) -> Option<TopicError> {
+    if let Some(error) = shorter(before, now) {
+        return Some(error);
+    }
+    now.iter().find_map(|(topic, ends)| {
+        let then = before.get(topic)?.len();
+        let count = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
+        (ends.len() > then && then > 0)
+            .then(|| topics.partitions_added(topic, count(then), count(ends.len())))
+    })
+}
