@@ -10,6 +10,7 @@ mod failover;
 mod harness;
 mod holes;
 mod quarantine;
+mod random;
 mod reads;
 mod replication;
 mod silence;
