@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use garde::Validate;
 use kafka::KafkaConfig;
+use schemars::JsonSchema;
 use secrecy::SecretString;
 use serde::Deserialize;
 use service::admin::AdminConfig;
 use service::telemetry::LogConfig;
 
 /// The file, before the environment overrides it.
-#[derive(Debug, Clone, Deserialize, Validate)]
+#[derive(Debug, Clone, Deserialize, Validate, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The sources it joins: some of `warehouse`, `accounting`, `sales`. Default all.
@@ -36,12 +37,13 @@ pub struct Config {
 }
 
 /// How `aggregator verify` compares the view with the sources.
-#[derive(Debug, Clone, Deserialize, Validate)]
+#[derive(Debug, Clone, Deserialize, Validate, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct VerifyConfig {
     /// By source `postgres://USER:PASSWORD@HOST:PORT/DATABASE` with the connector's role. Default
     /// none: then only the unified tables can be compared.
     #[garde(skip)]
+    #[schemars(with = "BTreeMap<String, String>")]
     pub sources: BTreeMap<String, SecretString>,
     /// By source the address of its connector's admin port, `http://HOST:PORT`, for `--repair`.
     /// Default none.
@@ -77,10 +79,11 @@ impl Default for VerifyConfig {
 }
 
 /// Where the view is.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ViewConfig {
     /// `postgres://USER:PASSWORD@HOST:PORT/DATABASE` of the database's owner.
+    #[schemars(with = "String")]
     pub url: SecretString,
     /// Roles that may read the unified tables. They must exist. Default none.
     #[serde(default)]
@@ -91,7 +94,7 @@ pub struct ViewConfig {
 }
 
 /// The bounds of what is read ahead and applied at once.
-#[derive(Debug, Clone, Deserialize, Validate)]
+#[derive(Debug, Clone, Deserialize, Validate, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ApplyConfig {
     /// The most events that one step of a view transaction applies. Default 10000.

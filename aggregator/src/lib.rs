@@ -25,5 +25,7 @@ mod telemetry;
 pub mod verify;
 pub mod view;
 
+pub use telemetry::describe as describe_metrics;
+
 /// The sources that the view joins.
 pub const SOURCES: [&str; 3] = ["accounting", "sales", "warehouse"];

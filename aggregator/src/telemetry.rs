@@ -4,8 +4,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
 
-pub(crate) const VIEW_TRANSACTIONS: &str = "aggregator_view_transactions";
-pub(crate) const EVENTS: &str = "aggregator_events";
+pub(crate) const VIEW_TRANSACTIONS: &str = "aggregator_view_transactions_total";
+pub(crate) const EVENTS: &str = "aggregator_events_total";
 pub(crate) const APPLY_MS: &str = "aggregator_apply_ms";
 pub(crate) const VISIBLE_MS: &str = "aggregator_visible_ms";
 pub(crate) const LAG_BYTES: &str = "aggregator_lag_bytes";
@@ -27,7 +27,7 @@ pub(crate) fn verified(differences: u64, not_compared: u64) {
 }
 
 /// Says what each metric is.
-pub(crate) fn describe() {
+pub fn describe() {
     describe_counter!(VIEW_TRANSACTIONS, "View transactions that moved a position");
     describe_counter!(EVENTS, "Change events applied, by source");
     describe_histogram!(

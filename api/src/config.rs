@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use garde::Validate;
 use kafka::KafkaConfig;
+use schemars::JsonSchema;
 use secrecy::SecretString;
 use serde::Deserialize;
 use service::admin::AdminConfig;
 use service::telemetry::LogConfig;
 
-#[derive(Debug, Clone, Deserialize, Validate)]
+#[derive(Debug, Clone, Deserialize, Validate, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Address and port of the public API.
@@ -41,11 +42,12 @@ pub struct Config {
 }
 
 /// The view's database.
-#[derive(Debug, Clone, Deserialize, Validate)]
+#[derive(Debug, Clone, Deserialize, Validate, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ViewConfig {
     /// PostgreSQL URL, with a role that reads `public` only.
     #[garde(skip)]
+    #[schemars(with = "String")]
     pub url: SecretString,
     /// Connections at most.
     #[serde(default = "defaults::view_connections_max")]
@@ -74,7 +76,7 @@ pub struct ViewConfig {
 }
 
 /// The cache of single rows, and the feed that evicts from it.
-#[derive(Debug, Clone, Deserialize, Validate)]
+#[derive(Debug, Clone, Deserialize, Validate, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CacheConfig {
     /// Rows cached at most, in bytes of their JSON and what it takes to keep them.
@@ -112,7 +114,7 @@ impl Default for CacheConfig {
 }
 
 /// What one instance takes on.
-#[derive(Debug, Clone, Deserialize, Validate)]
+#[derive(Debug, Clone, Deserialize, Validate, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsConfig {
     /// Connections open at a time; more wait to be accepted.

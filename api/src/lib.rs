@@ -24,6 +24,8 @@ pub mod revision;
 pub mod route;
 pub mod server;
 
+pub use measure::describe as describe_metrics;
+
 use std::sync::Arc;
 use std::time::Duration;
 

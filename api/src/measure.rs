@@ -25,7 +25,7 @@ const WAITING: &str = "api_waits";
 const WAITS_REFUSED: &str = "api_waits_refused_total";
 
 /// Gives every metric its help text.
-pub(crate) fn describe() {
+pub fn describe() {
     describe_counter!(
         REQUESTS,
         Unit::Count,

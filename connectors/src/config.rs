@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use garde::Validate;
 use kafka::KafkaConfig;
 use links::{Endpoint, SecretError, TlsConfig, TlsError, secret};
+use schemars::JsonSchema;
 use secrecy::{ExposeSecret, SecretString};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use service::admin::AdminConfig;
 use service::telemetry::LogConfig;
 
 /// Everything that a connector is told. The shipped files `connectors/*.toml` name every key.
-#[derive(Debug, Clone, Deserialize, Validate)]
+#[derive(Debug, Clone, Deserialize, Validate, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConnectorConfig {
     /// The logical name of the source: the first part of its topics. Never change it.
@@ -53,7 +54,7 @@ pub struct ConnectorConfig {
 }
 
 /// What becomes of a change that cannot be encoded.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnUndecodable {
     /// It goes to `<source>.quarantine`; the rest goes on.
@@ -64,15 +65,17 @@ pub enum OnUndecodable {
 }
 
 /// The section `[postgres]`.
-#[derive(Debug, Clone, Deserialize, Validate)]
+#[derive(Debug, Clone, Deserialize, Validate, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PostgresConfig {
     /// `postgres://user:password@host:port/database`; the password may stand elsewhere.
     #[garde(skip)]
+    #[schemars(with = "String")]
     pub url: SecretString,
     /// The user's password, where the URL has none. Best set as `TRIBUTARY_POSTGRES__PASSWORD`.
     #[serde(default)]
     #[garde(skip)]
+    #[schemars(with = "Option<String>")]
     pub password: Option<SecretString>,
     /// A file that holds the password, read anew for each connection.
     #[serde(default)]
@@ -171,7 +174,7 @@ pub enum EndpointError {
 }
 
 /// The section `[stream]`.
-#[derive(Debug, Clone, Deserialize, Validate)]
+#[derive(Debug, Clone, Deserialize, Validate, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct StreamConfig {
     /// A source at rest repeats its checkpoint after so many milliseconds. Default 5000.
@@ -189,10 +192,10 @@ pub struct StreamConfig {
     /// source. Default 20000.
     #[garde(range(min = 1, max = 1_000_000))]
     pub kafka_transaction_events_max: usize,
-    /// Likewise at so many bytes. Default 16 MiB.
+    /// A Kafka transaction is ended at so many bytes, too. Default 16 MiB.
     #[garde(range(min = 1024, max = 1_073_741_824))]
     pub kafka_transaction_bytes_max: usize,
-    /// Likewise at so many milliseconds; well below `kafka.transaction_timeout_ms`.
+    /// A Kafka transaction is ended after so many milliseconds, too; well below `kafka.transaction_timeout_ms`.
     /// Default 2000.
     #[garde(range(min = 10, max = 30_000))]
     pub kafka_transaction_ms_max: u64,
@@ -218,7 +221,7 @@ impl Default for StreamConfig {
 }
 
 /// The section `[reads]`.
-#[derive(Debug, Clone, Deserialize, Validate)]
+#[derive(Debug, Clone, Deserialize, Validate, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ReadsConfig {
     /// Tables, and ranges of one, that are read at once, each in a session of its own.
@@ -232,10 +235,10 @@ pub struct ReadsConfig {
     /// A chunk of table reads, all workers together, ends at so many rows. Default 100000.
     #[garde(range(min = 1, max = 1_000_000))]
     pub chunk_rows: usize,
-    /// Likewise at so many bytes of events. Default 64 MiB.
+    /// A chunk ends at so many bytes of events, too. Default 64 MiB.
     #[garde(range(min = 1024, max = 1_073_741_824))]
     pub chunk_bytes_max: usize,
-    /// Likewise at so many milliseconds: for so long a chunk holds up the stream. Default 250.
+    /// A chunk ends after so many milliseconds, too: for so long it holds up the stream. Default 250.
     #[garde(range(min = 10, max = 5000))]
     pub chunk_ms_max: u64,
     /// A read view for values that PostgreSQL did not resend is kept for so many milliseconds

@@ -371,7 +371,9 @@ pub(crate) fn precise(value: u64) -> f64 {
     value as f64
 }
 
-fn describe() {
+/// Says what each metric is.
+pub fn describe() {
+    kafka::producer::describe();
     reads::describe();
     describe_counter!(names::EVENTS, Unit::Count, "records sent to tables' topics");
     describe_counter!(

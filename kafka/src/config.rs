@@ -4,13 +4,14 @@ use std::path::PathBuf;
 
 use garde::Validate;
 use links::{SecretError, TlsConfig, secret};
+use schemars::JsonSchema;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
 use crate::topic::LATENESS_MAX_MS;
 
 /// The section `[kafka]` of every binary's configuration.
-#[derive(Debug, Clone, Deserialize, Validate)]
+#[derive(Debug, Clone, Deserialize, Validate, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KafkaConfig {
     /// Addresses to begin with, `host:port` with commas between.
@@ -64,7 +65,7 @@ pub struct KafkaConfig {
 }
 
 /// The section `[kafka.sasl]`.
-#[derive(Debug, Clone, Deserialize, Validate)]
+#[derive(Debug, Clone, Deserialize, Validate, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[garde(custom(has_one_password))]
 pub struct SaslConfig {
@@ -78,6 +79,7 @@ pub struct SaslConfig {
     /// The user's password. Best set as `TRIBUTARY_KAFKA__SASL__PASSWORD`.
     #[serde(default)]
     #[garde(skip)]
+    #[schemars(with = "Option<String>")]
     pub password: Option<SecretString>,
     /// A file that holds the password, read anew for each client.
     #[serde(default)]
@@ -86,7 +88,7 @@ pub struct SaslConfig {
 }
 
 /// How a user proves itself.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub enum SaslMechanism {
     #[default]
     #[serde(rename = "SCRAM-SHA-512")]

@@ -364,6 +364,15 @@ impl Producer {
 /// Counts how often a send had to wait for the local queue.
 pub const QUEUE_FULL: &str = "tributary_kafka_queue_full_total";
 
+/// Says what the producer's metric is.
+pub fn describe() {
+    metrics::describe_counter!(
+        QUEUE_FULL,
+        metrics::Unit::Count,
+        "times an event waited because kafka.send_queue_kib was full"
+    );
+}
+
 /// Those of the two writers: the id as given, and a second one. With a rule switched off nobody
 /// fences anybody, or nobody the second one.
 fn ids(transactional_id: &str) -> [String; 2] {
