@@ -112,6 +112,55 @@ async fn a_read_goes_on_at_the_chunk_of_each_range() -> Result<()> {
     Ok(())
 }
 
+/// Neither the stream nor other tables wait for an owner who has locked one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_locked_table_holds_up_nothing_but_its_own_read() -> Result<()> {
+    let rig = rig().await?;
+    let reads = "read_workers = 1\nlock_wait_ms_max = 60000";
+    let connector = rig.connector().reads(reads).start()?;
+    connector.ready().await?;
+    let owner = rig.session().await?;
+    owner
+        .batch_execute("BEGIN; LOCK TABLE item IN ACCESS EXCLUSIVE MODE")
+        .await?;
+    let (code, output) = connector.command(&["read", "--table", ITEM]).await?;
+    ensure!(code == Some(0), "{output}");
+    connector.logged("waits for a lock of its owner's").await?;
+    let words = ["read", "--table", PART, "--wait"];
+    let (code, output) = connector.command(&words).await?;
+    ensure!(code == Some(0), "{output}");
+    rig.run("UPDATE part SET n = 77 WHERE id = 5").await?;
+    let mut journal = rig.journal()?;
+    journal
+        .until("the other table is read and streamed", |journal| {
+            let part = journal.tables().remove(PART).unwrap_or_default();
+            part.values().any(|row| row["n"] == 77)
+        })
+        .await?;
+    let times = |journal: &Journal| {
+        let times = times_read(journal);
+        let of = |table: &str| {
+            times
+                .iter()
+                .filter(|(row, _)| row.starts_with(table))
+                .map(|(_, n)| *n)
+                .max()
+        };
+        (of(ITEM), of(PART))
+    };
+    assert_eq!(times(&journal), (Some(1), Some(2)));
+    owner.batch_execute("COMMIT").await?;
+    journal
+        .until("the table is read again", |journal| {
+            times(journal) == (Some(2), Some(2))
+        })
+        .await?;
+    equals_source(&rig, &mut journal, &[ITEM, PART]).await?;
+    assert_eq!(connector.metric("connector_lives_total").await?, Some(1.0));
+    connector.kill().await;
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_a_second_are_bounded() -> Result<()> {
     let rig = rig().await?;
@@ -188,9 +237,10 @@ async fn a_read_that_is_not_flushed_is_taken_back_before_kafka_ends_its_transact
     let connector = rig
         .connector()
         .environment("TRIBUTARY_KAFKA__TRANSACTION_TIMEOUT_MS", "2000")
-        .faults("connector.after_create:sleep:1:2000")
+        .faults("connector.in_read:sleep:1:1500")
         .start()?;
-    connector.logged("after_create: sleeps").await?;
+    // After the read and before its LSN.
+    connector.logged("in_read: sleeps").await?;
     rig.run("SET synchronous_commit = off; UPDATE item SET n = 0")
         .await?;
     connector

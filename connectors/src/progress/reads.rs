@@ -1,6 +1,6 @@
 //! What is to be read next, and how far reads are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kafka::TableState;
 use kafka::checkpoint::{KeyRange, Read, ReadRequest, Reconcile, RunningRead};
@@ -52,23 +52,22 @@ pub enum RequestError {
 }
 
 impl Progress {
-    /// What is to be read next, `workers` slices of it at most. Tables come before what is to be
-    /// compared, and both before what somebody asked for, one request after the other.
+    /// What is to be read next, `workers` slices of it at most, and nothing of the tables in
+    /// `without`. Tables come before what is to be compared, and both before what somebody asked
+    /// for, one request after the other.
     #[must_use]
-    pub fn next_read(&self, workers: usize) -> Option<NextRead> {
-        let slices: Vec<_> = self
-            .ready()
+    pub fn next_read(&self, workers: usize, without: &BTreeSet<String>) -> Option<NextRead> {
+        let tables = || self.ready().filter(|(table, _)| !without.contains(*table));
+        let slices: Vec<_> = tables()
             .flat_map(|(table, state)| slices_of(table, None, &state.read))
             .take(workers)
             .collect();
         if !slices.is_empty() {
             return Some(NextRead::Slices(slices));
         }
-        let stale = self
-            .ready()
-            .find_map(|(table, state)| reconcile(table, None, &state.reconcile));
+        let stale = tables().find_map(|(table, state)| reconcile(table, None, &state.reconcile));
         stale.or_else(|| {
-            let (table, request) = self.oldest_request()?;
+            let (table, request) = oldest_request(tables())?;
             let slices: Vec<_> = slices_of(table, Some(request.id), &request.read)
                 .take(workers)
                 .collect();
@@ -78,6 +77,15 @@ impl Progress {
                 Some(NextRead::Slices(slices))
             }
         })
+    }
+
+    /// The tables that are not among `some`.
+    pub fn tables_without<T>(&self, some: &BTreeMap<String, T>) -> impl Iterator<Item = String> {
+        let others = self
+            .tables
+            .keys()
+            .filter(|table| !some.contains_key(*table));
+        others.cloned()
     }
 
     /// Is there anything to read?
@@ -204,14 +212,6 @@ impl Progress {
         tables.filter(|(_, state)| !self.is_held(state))
     }
 
-    fn oldest_request(&self) -> Option<(&str, &ReadRequest)> {
-        let all = self.ready().flat_map(|(table, state)| {
-            let requests = state.requests.iter();
-            requests.map(move |request| (table.as_str(), request))
-        });
-        all.min_by_key(|(_, request)| request.id)
-    }
-
     fn read_mut(&mut self, slice: &Slice) -> Option<&mut Read> {
         let state = self.tables.get_mut(&slice.table)?;
         match slice.request {
@@ -227,6 +227,16 @@ impl Progress {
             state.requests.retain(|request| !complete(request));
         }
     }
+}
+
+fn oldest_request<'a>(
+    tables: impl Iterator<Item = (&'a String, &'a TableState)>,
+) -> Option<(&'a str, &'a ReadRequest)> {
+    let all = tables.flat_map(|(table, state)| {
+        let requests = state.requests.iter();
+        requests.map(move |request| (table.as_str(), request))
+    });
+    all.min_by_key(|(_, request)| request.id)
 }
 
 fn slices_of<'a>(

@@ -2,6 +2,8 @@
 
 use proptest::prelude::*;
 
+use std::collections::BTreeSet;
+
 use kafka::checkpoint::ReadRequest;
 
 use super::*;
@@ -231,7 +233,7 @@ proptest! {
 
 /// The next chunk is sent: up to a key, or all that there is.
 fn sent(progress: &mut Progress, after: Option<&str>) {
-    let Some(NextRead::Slices(slices)) = progress.next_read(1) else {
+    let Some(NextRead::Slices(slices)) = progress.next_read(1, &BTreeSet::new()) else {
         panic!("there is nothing to read");
     };
     let end = ChunkEnd {
@@ -385,14 +387,17 @@ fn what_is_asked_for_survives_in_the_record_and_is_forgotten_once_it_is_complete
         request: Some(7),
         partition: 3,
         ..
-    }) = progress.next_read(1)
+    }) = progress.next_read(1, &BTreeSet::new())
     else {
-        panic!("what is gone is to be deleted: {:?}", progress.next_read(1));
+        panic!(
+            "what is gone is to be deleted: {:?}",
+            progress.next_read(1, &BTreeSet::new())
+        );
     };
     progress.reconciled("public.t", Some(7), 3, 9);
     assert_eq!(progress.request("public.t", 7), None);
     assert!(progress.give_up("public.t", 8));
-    assert_eq!(progress.next_read(1), None);
+    assert_eq!(progress.next_read(1, &BTreeSet::new()), None);
     assert!(!progress.record().tables["public.t"].columns.is_empty());
 }
 
@@ -402,7 +407,7 @@ fn tables_and_ranges_are_read_at_once_and_a_restart_takes_the_ranges_back() {
     let catalog = BTreeMap::from(catalog);
     let mut progress =
         Progress::begin_epoch(None, 1, identity(), Lsn(1), &catalog, &BTreeMap::new());
-    let slices = |progress: &Progress| match progress.next_read(4) {
+    let slices = |progress: &Progress| match progress.next_read(4, &BTreeSet::new()) {
         Some(NextRead::Slices(slices)) => slices,
         other => panic!("{other:?}"),
     };
@@ -417,6 +422,11 @@ fn tables_and_ranges_are_read_at_once_and_a_restart_takes_the_ranges_back() {
     };
     progress.chunk_sent(&slices(&progress)[1], end);
     assert_eq!(slices(&progress)[1].range.after, Some(columns(&["4"])));
+    let without = BTreeSet::from(["public.a".to_owned()]);
+    let Some(NextRead::Slices(others)) = progress.next_read(4, &without) else {
+        panic!("b is not locked");
+    };
+    assert_eq!((others.len(), others[0].table.as_str()), (1, "public.b"));
     progress.learn_from_catalog("public.a", &typed(&["id", "color"]));
     assert_eq!(slices(&progress).len(), 2);
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use kafka::checkpoint::{Read, RunningRead};
 use metrics::{counter, histogram};
-use service::fault;
+use service::fault::{self, in_force};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -27,6 +27,9 @@ const BATCHES_WAITING: usize = 2;
 /// Parts that a table is cut into for each worker: the last ones to be read are small then.
 const PARTS_PER_WORKER: usize = 4;
 
+/// Between two looks at whether the source has flushed its WAL.
+const UNFLUSHED_RETRY: Duration = Duration::from_millis(10);
+
 /// The captured tables of a chunk, as its snapshot has them.
 type Tables = BTreeMap<String, Arc<Captured>>;
 
@@ -43,9 +46,19 @@ impl Life<'_> {
     pub(crate) async fn read_some(&mut self) -> Result<(), LifeError> {
         // A slow query must not outlast an open Kafka transaction.
         self.record_if_any().await?;
+        if !self.is_flushed().await? {
+            self.read_again_at = Instant::now() + UNFLUSHED_RETRY;
+            return Ok(());
+        }
         let begun = Instant::now();
-        let (kind, tried) = match self.progress.next_read(self.config.reads.read_workers) {
-            None => return Ok(()),
+        let without = self.readers.left_alone();
+        let workers = self.config.reads.read_workers;
+        let (kind, tried) = match self.progress.next_read(workers, &without) {
+            // All that is to be read is locked.
+            None => {
+                self.step_back();
+                return Ok(());
+            }
             Some(NextRead::Slices(slices)) => ("chunk", self.read_chunk(slices).await),
             Some(NextRead::Reconcile {
                 table,
@@ -99,10 +112,7 @@ impl Life<'_> {
             }
             match self.table_in_view(&session, slice).await? {
                 Some(captured) => _ = tables.insert(slice.table.clone(), captured),
-                None => {
-                    View::close(&session).await?;
-                    return Ok(Tried::StepBack);
-                }
+                None => self.readers.locked(&slice.table),
             }
         }
         // What was found out may have started reads over, or cut tables into ranges.
@@ -111,7 +121,10 @@ impl Life<'_> {
             .reads
             .read_workers
             .min(self.readers.helpers.len() + 1);
-        let Some(NextRead::Slices(slices)) = self.progress.next_read(workers) else {
+        let mut without = self.readers.left_alone();
+        without.extend(self.progress.tables_without(&tables));
+        let next = self.progress.next_read(workers, &without);
+        let Some(NextRead::Slices(slices)) = next else {
             View::close(&session).await?;
             return Ok(Tried::StepBack);
         };
@@ -136,8 +149,10 @@ impl Life<'_> {
         Ok(Tried::Read)
     }
 
-    /// The table as the view has it, locked until the view is closed; none: come again. A read
-    /// that begins is cut into ranges for several workers.
+    /// The table as the view has it, locked until the view is closed; none: its owner has locked
+    /// it, or it got a new file. A read that begins is cut into ranges for several workers.
+    ///
+    /// Nobody waits for the lock here, since the stream would wait, too.
     async fn table_in_view(
         &mut self,
         session: &Session,
@@ -148,9 +163,23 @@ impl Life<'_> {
             return Err(LifeError::Order("a table to be read is not in the catalog"));
         };
         let (oid, lock) = (table.oid, table.sql());
-        session
-            .execute(DOING, &format!("LOCK TABLE {lock} IN ACCESS SHARE MODE"))
-            .await?;
+        let wait = if in_force("locks_not_waited_for") {
+            "NOWAIT"
+        } else {
+            ""
+        };
+        let lock =
+            format!("SAVEPOINT lock; LOCK TABLE {lock} IN ACCESS SHARE MODE {wait}; RELEASE lock");
+        match session.execute(DOING, &lock).await {
+            Ok(()) => self.readers.free(name),
+            Err(error) if error.is_locked() => {
+                session
+                    .execute(DOING, "ROLLBACK TO lock; RELEASE lock")
+                    .await?;
+                return Ok(None);
+            }
+            Err(error) => return Err(error.into()),
+        }
         if is_moved(session, oid).await? {
             return Ok(None);
         }

@@ -1,7 +1,10 @@
 //! The sessions that read tables, and how fast they are to be.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use kafka::Lsn;
 
 use super::pace::Pace;
 use crate::config::ConnectorConfig;
@@ -10,6 +13,8 @@ use crate::source::Session;
 
 /// Between two tries for a session that the source refused.
 const CONNECT_RETRY: Duration = Duration::from_secs(10);
+/// Between two looks at a table that is locked.
+const LOCK_RETRY: Duration = Duration::from_millis(500);
 /// Between two lines of the log about a read that goes on.
 const SAID_EVERY: Duration = Duration::from_secs(10);
 
@@ -18,7 +23,11 @@ const SAID_EVERY: Duration = Duration::from_secs(10);
 pub(crate) struct Readers {
     pub(super) helpers: Vec<Arc<Session>>,
     pub(super) pace: Pace,
+    /// A read waits until the source has flushed its WAL so far.
+    pub(super) unflushed: Option<Lsn>,
     refused_at: Option<Instant>,
+    /// Tables that their owner had locked, and when.
+    locked: BTreeMap<String, Instant>,
     said_at: Option<Instant>,
 }
 
@@ -46,6 +55,31 @@ impl Readers {
         }
     }
 
+    /// A table is locked: it is left alone for a while, the others are read.
+    pub(super) fn locked(&mut self, table: &str) {
+        if self
+            .locked
+            .insert(table.to_owned(), Instant::now())
+            .is_none()
+        {
+            tracing::info!(table, "the read of {table} waits for a lock of its owner's");
+        }
+    }
+
+    /// A table could be locked for reading.
+    pub(super) fn free(&mut self, table: &str) {
+        self.locked.remove(table);
+    }
+
+    /// Tables that are left alone now.
+    pub(super) fn left_alone(&self) -> BTreeSet<String> {
+        let lately = self
+            .locked
+            .iter()
+            .filter(|(_, at)| at.elapsed() < LOCK_RETRY);
+        lately.map(|(table, _)| table.clone()).collect()
+    }
+
     /// A helper's session is lost, or of no use any more.
     pub(super) fn forget(&mut self, session: &Arc<Session>) {
         self.helpers.retain(|helper| !Arc::ptr_eq(helper, session));
@@ -54,6 +88,7 @@ impl Readers {
     /// There is nothing to read any more.
     pub(super) fn close(&mut self) {
         self.helpers.clear();
+        self.locked.clear();
         self.said_at = None;
     }
 

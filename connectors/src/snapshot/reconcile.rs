@@ -22,6 +22,8 @@ use crate::source::{Session, SourceError, identifier, session};
 
 const DOING: &str = "ask which keys exist";
 
+const LOCK_WAIT: &str = "SET LOCAL lock_timeout = '50ms'";
+
 /// A partition being read, kept between batches.
 #[derive(Debug)]
 pub(crate) struct Scan {
@@ -60,8 +62,15 @@ impl Life<'_> {
         let Some(view) = self.try_view(session).await? else {
             return Ok(false);
         };
+        // The stream waits, so nobody waits for long for the table's lock.
+        session.execute(DOING, LOCK_WAIT).await?;
         let existing = existing(session, &captured, condition.as_deref(), &keys).await;
         let existing = match (existing, request) {
+            (Err(LifeError::Source(error)), _) if error.is_locked() => {
+                View::close(session).await?;
+                self.readers.locked(table);
+                return Ok(false);
+            }
             (Err(LifeError::Source(error)), Some(id)) if error.is_of_the_statement() => {
                 View::close(session).await?;
                 self.give_up_request(table, id, &error);

@@ -19,6 +19,8 @@ const SETTLE_RETRY_MAX: Duration = Duration::from_millis(250);
 const SETTLE_WARNED: Duration = Duration::from_secs(10);
 /// A kept view whose read is not flushed by then is ended, which has what it wrote flushed.
 const VIEW_KEPT_UNFLUSHED: Duration = Duration::from_millis(200);
+/// A read waits so long for the WAL before it begins; with commits it is flushed in no time.
+const FLUSHED_SOON: Duration = Duration::from_millis(50);
 /// Between two looks at how far the WAL is flushed.
 const FLUSH_RETRY: Duration = Duration::from_millis(1);
 
@@ -159,6 +161,33 @@ impl Life<'_> {
             .await?;
         let lsn = session::get(doing, &row, 0)?;
         Ok(self.wal.border(lsn))
+    }
+
+    /// Is what a view of now shows flushed, or soon? Where an open transaction wrote last, its WAL
+    /// may stay in memory for many seconds: a read that begins then would hold the stream up for
+    /// as long, so it comes again later.
+    pub(super) async fn is_flushed(&mut self) -> Result<bool, LifeError> {
+        if !in_force("read_begins_flushed") {
+            return Ok(true);
+        }
+        // What was not flushed the last time: the end that there is now, under load never is.
+        if let Some(lsn) = self.readers.unflushed {
+            if self.control.flushed().await? < lsn {
+                return Ok(false);
+            }
+            self.readers.unflushed = None;
+            return Ok(true);
+        }
+        let begun = Instant::now();
+        let lsn = self.wal.border(self.control.inserted().await?);
+        while self.control.flushed().await? < lsn {
+            if begun.elapsed() > FLUSHED_SOON {
+                self.readers.unflushed = Some(lsn);
+                return Ok(false);
+            }
+            tokio::time::sleep(FLUSH_RETRY).await;
+        }
+        Ok(true)
     }
 
     /// A read counts once the WAL is flushed to its LSN: what a crash of the server takes back

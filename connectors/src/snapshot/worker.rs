@@ -23,6 +23,8 @@ use crate::source::{Session, SourceError, literal, session};
 
 pub(super) const DOING: &str = "read a table";
 
+/// The chunk's tables are locked already; a helper waits only behind an owner who waits for that.
+const LOCK_WAIT_MS: u32 = 50;
 /// Encoded rows are handed over at so many bytes.
 const BATCH_BYTES: usize = 128 * 1024;
 
@@ -89,7 +91,8 @@ impl Work {
     async fn open(&self) -> Result<(), SourceError> {
         let sql = match &self.snapshot {
             Some(snapshot) => format!(
-                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
+                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}; \
+                 SET LOCAL lock_timeout = {LOCK_WAIT_MS}",
                 literal(snapshot)
             ),
             None => "SAVEPOINT slice".to_owned(),

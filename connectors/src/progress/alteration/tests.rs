@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use kafka::checkpoint::Reconcile;
 use proptest::prelude::*;
 
@@ -44,7 +46,7 @@ fn read_once() -> Progress {
 
 /// One chunk that is the whole table.
 fn read_whole(progress: &mut Progress) {
-    match progress.next_read(1) {
+    match progress.next_read(1, &BTreeSet::new()) {
         Some(NextRead::Slices(slices)) => progress.chunk_sent(&slices[0], ChunkEnd::default()),
         other => panic!("{other:?}"),
     }
@@ -98,7 +100,7 @@ fn a_forgotten_table_is_read_and_compared_once_the_stream_has_passed_the_look() 
     let ends = BTreeMap::from([(0, 5), (1, 0)]);
     progress.forget(TABLE, definition(), &ends, Lsn(150));
     assert!(progress.holds(TABLE) && !progress.is_even());
-    assert!(progress.next_read(1).is_none() && !progress.wants_read());
+    assert!(progress.next_read(1, &BTreeSet::new()).is_none() && !progress.wants_read());
     assert!(!progress.record().is_whole());
     progress.keepalive(Lsn(150));
     assert!(!progress.holds(TABLE));
@@ -110,7 +112,7 @@ fn a_forgotten_table_is_read_and_compared_once_the_stream_has_passed_the_look() 
         partition: 0,
         stale: Reconcile { next: 0, end: 5 },
     };
-    assert_eq!(progress.next_read(1), Some(stale));
+    assert_eq!(progress.next_read(1, &BTreeSet::new()), Some(stale));
     let record = progress.record();
     assert!(!record.is_whole(), "not even its rows are known");
     assert!(record.tables[TABLE].not_before.is_zero());
@@ -120,9 +122,9 @@ fn a_forgotten_table_is_read_and_compared_once_the_stream_has_passed_the_look() 
 fn of_a_rewritten_table_the_rows_are_known() {
     let mut progress = read_once();
     progress.forget_values(TABLE, definition(), Lsn(150));
-    assert!(progress.next_read(1).is_none());
+    assert!(progress.next_read(1, &BTreeSet::new()).is_none());
     progress.keepalive(Lsn(150));
-    assert!(progress.next_read(1).is_some());
+    assert!(progress.next_read(1, &BTreeSet::new()).is_some());
     assert!(progress.record().is_whole());
     assert_eq!(state(&progress).columns, ["id"]);
     read_whole(&mut progress);
