@@ -29,6 +29,16 @@ pub(crate) enum LifeError {
     Follower(#[from] FollowerError),
     #[error("the advisory lock is lost: its session with the source ended")]
     LockLost,
+    /// PostgreSQL 15 to 17. Later ones leave changes out instead; a look at the catalog tells.
+    #[error(
+        "the log has changes from when the publication {publication} did not exist, which no slot \
+         can pass; the slot is given up, and a new epoch begins"
+    )]
+    PublicationUnseen {
+        publication: String,
+        #[source]
+        source: ReplicationError,
+    },
     #[error(
         "the change of {table} at {lsn}{} cannot be sent: {source}; on_undecodable is \"stop\": \
          with \"quarantine\" such a change goes to the quarantine topic, and the rest goes on",
@@ -92,6 +102,7 @@ impl LifeError {
             | Self::Topic(_)
             | Self::Follower(_)
             | Self::LockLost
+            | Self::PublicationUnseen { .. }
             | Self::KeyAltered { .. }
             | Self::TableKeepsMoving { .. }
             | Self::NotFlushed { .. }

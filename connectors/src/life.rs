@@ -17,6 +17,7 @@ use links::Endpoint;
 use metrics::counter;
 use service::fault::{self, in_force};
 use tokio::sync::watch;
+use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 
 use crate::captured::Captured;
@@ -26,7 +27,7 @@ use crate::deliver::Delivery;
 use crate::epoch::{self, Server};
 use crate::error::LifeError;
 use crate::progress::Progress;
-use crate::replication::{Feedback, ReplicationStream};
+use crate::replication::{Feedback, ReplicationClient, ReplicationStream};
 use crate::slot;
 use crate::snapshot::holes::Holes;
 use crate::snapshot::readers::Readers;
@@ -38,7 +39,7 @@ use crate::stream::Transaction;
 use crate::topics::{self, Held};
 use crate::watch::Activity;
 
-use takeover::{Beginning, ends_of_tables, replication_config, take_in_order};
+use takeover::{Beginning, drop_slot, ends_of_tables, replication_config, take_in_order};
 
 /// The source ends a statement of a read by itself; an answer that takes so much longer is lost.
 const ANSWER_MARGIN: Duration = Duration::from_secs(5);
@@ -123,7 +124,22 @@ pub(crate) async fn live(
             // What was open ends by its timeout, or by the successor's hand.
             tracing::debug!(%error, "cannot abort the open transaction");
         }
-        followed
+        match followed {
+            Err(LifeError::Replication(error))
+                if error.sql_state() == Some(&SqlState::UNDEFINED_OBJECT) =>
+            {
+                // The lock is still ours; the slot is, once its stream is closed.
+                drop(life.stream);
+                let replication = replication_config(config, &postgres)?;
+                let mut client = ReplicationClient::connect(&replication).await?;
+                drop_slot(&mut client, &config.postgres.slot).await?;
+                Err(LifeError::PublicationUnseen {
+                    publication: config.postgres.publication.clone(),
+                    source: error,
+                })
+            }
+            followed => followed,
+        }
     };
     let ended = tokio::select! {
         ended = life => ended,

@@ -143,6 +143,18 @@ fn is_in_use(error: &ReplicationError) -> bool {
     error.sql_state() == Some(&SqlState::OBJECT_IN_USE)
 }
 
+/// Drops the slot, if there is one, as soon as nobody streams from it.
+pub(super) async fn drop_slot(client: &mut ReplicationClient, slot: &str) -> Result<(), LifeError> {
+    loop {
+        match client.drop_slot(slot).await {
+            Ok(()) => return Ok(()),
+            Err(error) if error.sql_state() == Some(&SqlState::UNDEFINED_OBJECT) => return Ok(()),
+            Err(error) if is_in_use(&error) => tokio::time::sleep(SLOT_RETRY).await,
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 /// What a new epoch is begun with.
 pub(super) struct Beginning<'a> {
     pub(super) catalog: &'a Catalog,
@@ -167,14 +179,7 @@ impl Beginning<'_> {
             tracing::debug!(%error, "the slot's stream did not end in order");
         }
         let mut client = ReplicationClient::connect(replication).await?;
-        loop {
-            match client.drop_slot(slot).await {
-                Ok(()) => break,
-                Err(error) if error.sql_state() == Some(&SqlState::UNDEFINED_OBJECT) => break,
-                Err(error) if is_in_use(&error) => tokio::time::sleep(SLOT_RETRY).await,
-                Err(error) => return Err(error.into()),
-            }
-        }
+        drop_slot(&mut client, slot).await?;
         fault::point("connector.after_drop").await;
         tracing::info!(
             slot,
