@@ -26,7 +26,7 @@
 //! | `connector_slots_given_up_total` | slots dropped because they kept too much |
 //! | `connector_retries_total` | lives that ended in an error and are followed by another |
 //!
-//! Those of table reads stand in [`reads`].
+//! Those of table reads stand in `reads`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock};

@@ -82,6 +82,17 @@ fn sentence(mut problem: Error) -> String {
         Kind::InvalidType(_, wanted) | Kind::InvalidValue(_, wanted) => {
             Kind::Message(format!("invalid value: expected {wanted}"))
         }
+        Kind::UnknownVariant(_, known) => {
+            Kind::Message(format!("unknown variant: expected {}", known.join(" or ")))
+        }
+        // A misspelt name has to be said; what is no name may be a value.
+        Kind::UnknownField(name, known) if !is_name(&name) => {
+            Kind::Message(format!("unknown field: expected {}", known.join(", ")))
+        }
+        Kind::Unsupported(_) => Kind::Message("a value that no key takes".to_owned()),
+        Kind::UnsupportedKey(_, wanted) => {
+            Kind::Message(format!("a key of another kind: expected {wanted}"))
+        }
         // TOML's own complaints quote the line.
         Kind::Message(text) => {
             let quotes = |line: &&str| {
@@ -97,7 +108,13 @@ fn sentence(mut problem: Error) -> String {
         }
         other => other,
     };
+    problem.path.retain(|key| is_name(key));
     problem.to_string()
+}
+
+fn is_name(text: &str) -> bool {
+    text.bytes()
+        .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
 
 #[cfg(test)]
@@ -115,6 +132,17 @@ mod tests {
         workers: u32,
         #[garde(length(min = 1))]
         name: String,
+        #[serde(default)]
+        #[garde(skip)]
+        #[expect(dead_code, reason = "read, not used")]
+        level: Option<Level>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    enum Level {
+        Low,
+        High,
     }
 
     fn load_text(text: &str) -> Result<Settings, ConfigError> {
@@ -161,11 +189,14 @@ mod tests {
             "workers = 2\nname = { hush = \"hush\" }",
             "workers = 2\nname = \"a\"\nname = \"hush\"",
             "workers = 2 hush",
+            "workers = 2\nname = \"a\"\nlevel = \"hush\"",
+            "workers = 2\nname = \"a\"\n\"u://hush@h\" = 1",
         ] {
             let error = load_text(text).unwrap_err();
             let said = format!("{error} {error:?}");
             assert!(!said.contains("hush"), "{said}");
-            assert!(said.contains("workers") || said.contains("name") || said.contains("line"));
+            let names = ["workers", "name", "level", "line"];
+            assert!(names.iter().any(|name| said.contains(name)), "{said}");
         }
     }
 }

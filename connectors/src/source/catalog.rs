@@ -77,7 +77,7 @@ const FIRST_NORMAL_OID: u32 = 16_384;
 const BPCHAR: u32 = 1042;
 
 impl Catalog {
-    /// Reads the tables that exist and are published. What is missing is [`super::check()`]'s.
+    /// Reads the tables that exist and are published. What is missing is [`crate::check`]'s.
     ///
     /// # Errors
     /// Where the session is lost.

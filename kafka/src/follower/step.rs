@@ -24,7 +24,7 @@ pub struct Standing {
 pub struct Event {
     /// The full name, as in [`Standing::offsets`].
     pub topic: Arc<str>,
-    /// `schema.table`, or [`QUARANTINE`].
+    /// `schema.table`, or [`super::QUARANTINE`].
     pub table: Arc<str>,
     pub partition: i32,
     pub offset: i64,
