@@ -119,12 +119,13 @@ impl Reported {
         }
     }
 
-    /// A text or numeric column; none where it is null.
+    /// A column as the text that a statement takes; none where it is null.
     #[must_use]
-    pub fn text(&self, name: &str) -> Option<&str> {
+    pub fn text(&self, name: &str) -> Option<String> {
         match self.value(name) {
-            Some(Value::Text(value)) => Some(value),
-            _ => None,
+            Some(Value::Text(value)) => Some(value.clone()),
+            Some(Value::Integer(value)) => Some(value.to_string()),
+            Some(Value::Null | Value::Time(_)) | None => None,
         }
     }
 }
@@ -161,6 +162,12 @@ impl Table {
             .filter(|table| table.source == source)
             .map(|table| table.captured.to_owned())
             .collect()
+    }
+
+    /// The type of a column of the mirror.
+    pub(crate) fn type_of(&self, name: &str) -> &'static str {
+        let column = self.columns.iter().find(|column| column.name == name);
+        column.map_or("text", |column| column.kind.sql())
     }
 
     fn reported(&self) -> impl Iterator<Item = &'static Column> {

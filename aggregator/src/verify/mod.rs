@@ -19,7 +19,7 @@ use std::path::PathBuf;
 pub(crate) use connector::Connector;
 pub use progress::Progress;
 pub use repair::repair;
-pub use report::{Difference, NotCompared, Report};
+pub use report::{Difference, Key, NotCompared, Report};
 
 use crate::config::Config;
 use crate::failure::{Failure, in_words};

@@ -22,11 +22,13 @@ struct State {
 }
 
 /// How far a table is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Place {
     /// Every key up to this one has been compared.
     After(i64),
+    /// The same of a unified table, whose key may have several columns.
+    Behind(Vec<String>),
     Done,
 }
 
@@ -61,7 +63,7 @@ impl Progress {
     }
 
     pub(super) fn place(&self, table: &str) -> Place {
-        let place = self.state.tables.get(table).copied();
+        let place = self.state.tables.get(table).cloned();
         place.unwrap_or(Place::After(i64::MIN))
     }
 

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Connector, Options, Report};
+use super::{Connector, Key, Options, Report};
 use crate::command::Admin;
 use crate::config::Config;
 use crate::mirror::{TABLES, Table};
@@ -73,8 +73,8 @@ fn keys_by_table(report: &Report) -> BTreeMap<&'static Table, Vec<i64>> {
         let table = TABLES
             .into_iter()
             .find(|table| table.mirror == difference.table);
-        if let Some(table) = table {
-            keys.entry(table).or_default().push(difference.key);
+        if let (Some(table), Key::Id(id)) = (table, &difference.key) {
+            keys.entry(table).or_default().push(*id);
         }
     }
     keys

@@ -14,9 +14,36 @@ const LISTED_MAX: usize = 10_000;
 pub struct Difference {
     /// `schema.table` of the view.
     pub table: String,
-    pub key: i64,
+    pub key: Key,
     /// What differs; `missing` and `surplus` are the row as a whole.
     pub columns: Vec<String>,
+}
+
+/// A primary key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Key {
+    Id(i64),
+    /// One of several columns, or of another type: each as text.
+    Parts(Vec<String>),
+}
+
+impl From<Vec<String>> for Key {
+    fn from(parts: Vec<String>) -> Self {
+        match parts.as_slice() {
+            [id] => id.parse().map_or(Self::Parts(parts), Self::Id),
+            _ => Self::Parts(parts),
+        }
+    }
+}
+
+impl std::fmt::Display for Key {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Id(id) => id.fmt(f),
+            Self::Parts(parts) => f.write_str(&parts.join("/")),
+        }
+    }
 }
 
 /// A part that could not be compared, and why.

@@ -17,7 +17,7 @@ use tokio_postgres::{Client, Row};
 
 use super::VerifyError;
 use super::progress::{Place, Progress};
-use super::report::{Difference, Report};
+use super::report::{Difference, Key, Report};
 use super::row::{Columns, columns, columns_differing, hash, list, quoted, range, texts};
 use crate::config::{Config, VerifyConfig};
 use crate::mirror::{TABLES, Table};
@@ -118,8 +118,8 @@ impl<'a> Comparison<'a> {
             if self.digest_of_mirror(table, after, end).await? != digest {
                 let suspects = self.suspects(table, after, end).await?;
                 pace.read(rows).await;
-                for difference in self.differing(table, suspects, report).await? {
-                    if quarantined.contains(&difference.key) {
+                for (id, difference) in self.differing(table, suspects, report).await? {
+                    if quarantined.contains(&id) {
                         report.quarantined += 1;
                     } else {
                         report.differs(difference, found);
@@ -147,9 +147,7 @@ impl<'a> Comparison<'a> {
         let quarantined = self.quarantined(table).await?;
         let mut report = Report::default();
         let differing = self.differing(table, keys, &mut report).await?;
-        let differing = differing
-            .iter()
-            .any(|difference| !quarantined.contains(&difference.key));
+        let differing = differing.iter().any(|(id, _)| !quarantined.contains(id));
         Ok(differing || !report.not_compared.is_empty())
     }
 
@@ -220,7 +218,7 @@ impl<'a> Comparison<'a> {
         table: &'static Table,
         suspects: Vec<i64>,
         report: &mut Report,
-    ) -> Result<Vec<Difference>, VerifyError> {
+    ) -> Result<Vec<(i64, Difference)>, VerifyError> {
         let mut differing = Vec::new();
         let mut open: BTreeMap<i64, u32> = suspects.into_iter().map(|id| (id, 0)).collect();
         for _ in 0..ROUNDS_MAX {
@@ -244,11 +242,12 @@ impl<'a> Comparison<'a> {
                         }
                         Verdict::Differs { columns, .. } => {
                             open.remove(id);
-                            differing.push(Difference {
+                            let difference = Difference {
                                 table: table.mirror.to_owned(),
-                                key: *id,
+                                key: Key::Id(*id),
                                 columns,
-                            });
+                            };
+                            differing.push((*id, difference));
                         }
                     }
                 }

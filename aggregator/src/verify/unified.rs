@@ -5,11 +5,11 @@ use tokio_postgres::Row;
 
 use super::VerifyError;
 use super::progress::{Place, Progress};
-use super::report::{Difference, Report};
+use super::report::{Difference, Key, Report};
 use crate::config::Config;
 use crate::session::Session;
-use crate::view::drift::{COMPARED, Compared, TOTALS, TOTALS_SQL};
-use crate::view::resource::Known;
+use crate::view::resource::{Known, Resource};
+use crate::view::unified::RESOURCES;
 
 /// Compares all of them; what could not be compared is in the report.
 pub(super) async fn compare(
@@ -26,15 +26,11 @@ pub(super) async fn compare(
         report,
         found,
     };
-    for compared in COMPARED {
-        if let Err(error) = comparison.table(compared).await {
+    for resource in RESOURCES {
+        if let Err(error) = comparison.table(resource).await {
             let why = error.in_words();
-            comparison.report.not_compared(compared.table(), why);
+            comparison.report.not_compared(resource.table, why);
         }
-    }
-    if let Err(error) = comparison.totals().await {
-        let why = error.in_words();
-        comparison.report.not_compared(TOTALS, why);
     }
 }
 
@@ -47,45 +43,30 @@ struct Comparison<'a, F> {
 }
 
 impl<F: Fn(&Difference)> Comparison<'_, F> {
-    async fn table(&mut self, compared: Compared) -> Result<(), VerifyError> {
-        let table = compared.table();
-        while let Place::After(after) = self.progress.place(table) {
+    async fn table(&mut self, resource: &Resource) -> Result<(), VerifyError> {
+        let table = resource.table;
+        loop {
+            let after = match self.progress.place(table) {
+                Place::Done => return Ok(()),
+                Place::Behind(key) => Some(key),
+                Place::After(_) => None,
+            };
             let known = self.known().await?;
             let rows = self
-                .query(&format!(
-                    "SELECT count(*), max(id) FROM (SELECT id FROM {table} WHERE id > {after}
-                    ORDER BY id LIMIT {}) AS r",
-                    self.chunk_rows
-                ))
+                .query(&resource.range_sql(after.as_deref(), self.chunk_rows))
                 .await?;
-            let (count, last): (i64, Option<i64>) = rows
+            let (count, last): (i64, Option<Vec<String>>) = rows
                 .first()
-                .map_or((0, None), |row| (row.get(0), row.get(1)));
+                .map_or((0, None), |row| (row.get(0), Some(row.get(1))));
             // The last range has no end: rows may be missing behind the last one there is.
             let end = last.filter(|_| count == i64::from(self.chunk_rows));
-            let sql = compared.differences_sql(&known, after, end);
+            let sql = resource.differences_sql(&known, after.as_deref(), end.as_deref());
             let differing = self.query(&sql).await?;
             self.differ(table, &differing);
             self.report
                 .compared(table, u64::try_from(count).unwrap_or_default());
-            self.reached(table, end.map_or(Place::Done, Place::After))?;
+            self.reached(table, end.map_or(Place::Done, Place::Behind))?;
         }
-        Ok(())
-    }
-
-    async fn totals(&mut self) -> Result<(), VerifyError> {
-        if self.progress.place(TOTALS) == Place::Done {
-            return Ok(());
-        }
-        let rows = self
-            .query(&format!("SELECT count(*) FROM {TOTALS}"))
-            .await?;
-        let count: i64 = rows.first().map_or(0, |row| row.get(0));
-        let differing = self.query(TOTALS_SQL).await?;
-        self.differ(TOTALS, &differing);
-        self.report
-            .compared(TOTALS, u64::try_from(count).unwrap_or_default());
-        self.reached(TOTALS, Place::Done)
     }
 
     /// A source that is served from now on changes what rows should be.
@@ -99,7 +80,7 @@ impl<F: Fn(&Difference)> Comparison<'_, F> {
         for row in rows {
             let difference = Difference {
                 table: table.to_owned(),
-                key: row.get(0),
+                key: Key::from(row.get::<_, Vec<String>>(0)),
                 columns: row.get(1),
             };
             self.report.differs(difference, self.found);

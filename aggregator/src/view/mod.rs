@@ -8,20 +8,17 @@
 //! transactions of their own, and with the first checkpoint all unified rows are computed at
 //! once.
 
-mod customers;
-pub(crate) mod drift;
 mod fence;
 mod inputs;
-mod orders;
 mod positions;
-mod products;
 mod quarantine;
 mod rebuild;
 mod reduce;
 pub(crate) mod resource;
 mod statements;
+mod totals;
 mod touched;
-mod transactions;
+pub(crate) mod unified;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -42,7 +39,6 @@ use crate::ingest::Change;
 use crate::migrations::migrate;
 use crate::mirror::{Changed, Side};
 use crate::session::Session;
-use customers::contributions;
 use fence::Fence;
 use inputs::Inputs;
 use quarantine::Findings;
@@ -339,32 +335,10 @@ impl View {
 
     /// Brings the touched unified rows to what the mirrors say.
     async fn unify(&self, source: &str, touched: Touched) -> Result<(), tokio_postgres::Error> {
-        let (client, statements) = (&self.session.client, &self.statements);
+        let client = &self.session.client;
         let revision = self.fence.next().to_string();
-        let list = |ids: &std::collections::BTreeSet<i64>| ids.iter().copied().collect::<Vec<_>>();
-        let (products, transactions, orders) = (
-            list(&touched.products),
-            list(&touched.transactions),
-            list(&touched.orders),
-        );
-        let lines = &touched.lines;
-        // Sent in this order without waiting in between: products read the totals, orders read
-        // the transactions.
-        let (.., orders) = try_join!(
-            statements.move_totals(client, lines),
-            statements.products(client, &revision, &products),
-            statements.transactions(client, &revision, &transactions),
-            statements.orders(client, &revision, &orders, &transactions),
-        )?;
-        let mut contributions = contributions(&orders)?;
-        if !fault::in_force("contributions") && source == "sales" {
-            // As if what sales changes concerned only what sales adds.
-            for contribution in &mut contributions {
-                contribution.paid = None;
-            }
-        }
-        statements
-            .customers(client, &revision, &contributions)
+        self.statements
+            .unify(client, source, &revision, touched)
             .await
     }
 

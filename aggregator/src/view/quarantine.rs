@@ -9,7 +9,8 @@ use std::collections::{BTreeSet, HashMap};
 use tokio_postgres::{Client, Error, Statement};
 
 use super::View;
-use super::touched::{Named, Touched, named};
+use super::touched::{Touched, named};
+use super::unified;
 use kafka::Lsn;
 
 use crate::failure::Failure;
@@ -158,9 +159,11 @@ impl Quarantine {
         let kept = kept.iter().map(|(table, id)| (*table, Key::Id(*id), None));
         let names = names(client, poison.chain(kept), mirrors).await?;
         let (mut resources, mut ids, mut tables, mut keys) = (vec![], vec![], vec![], vec![]);
-        for (kind, id, table, key) in names {
-            touched.insert(kind, id);
-            resources.push(kind.resource());
+        for (resource, id, table, key) in names {
+            if let Some(resource) = unified::named(resource) {
+                touched.insert(resource, id);
+            }
+            resources.push(resource);
             ids.push(id);
             tables.push(table);
             keys.push(key);
@@ -249,12 +252,8 @@ impl Quarantine {
             .query(&self.forget, &[&source, &tables, &keys])
             .await?;
         for row in forgotten {
-            let resource: String = row.try_get(0)?;
-            let kind = Named::ALL
-                .into_iter()
-                .find(|kind| kind.resource() == resource);
-            if let Some(kind) = kind {
-                touched.insert(kind, row.try_get(1)?);
+            if let Some(resource) = unified::named(row.try_get(0)?) {
+                touched.insert(resource, row.try_get(1)?);
             }
         }
         Ok(())
@@ -308,12 +307,12 @@ async fn names(
     client: &Client,
     poison: impl Iterator<Item = (&'static Table, Key, Option<&Vec<Value>>)>,
     mirrors: &HashMap<&'static str, Mirror>,
-) -> Result<BTreeSet<(Named, i64, &'static str, String)>, Error> {
+) -> Result<BTreeSet<(&'static str, i64, &'static str, String)>, Error> {
     let mut names = BTreeSet::new();
     let mut ids: HashMap<&'static str, Vec<i64>> = HashMap::new();
     let mut add = |row: &Reported, key: String| {
-        for (kind, id) in named(row) {
-            names.insert((kind, id, row.table.captured, key.clone()));
+        for (resource, id) in named(row) {
+            names.insert((resource.name(), id, row.table.captured, key.clone()));
         }
     };
     for (table, key, row) in poison {

@@ -1,29 +1,54 @@
-//! What a unified table is made of, in one place each, and the statement that brings rows of
-//! it to what the mirrors say.
+//! What a unified table is made of, and the statements that bring rows of it to what the
+//! mirrors say.
 //!
-//! A [`Resource`] says which columns it has, which source each needs, and how a row follows
-//! from the mirrors. From that alone come both statements: one for the rows that a change
-//! touched, one for all of them. So a row cannot be one thing when it is touched and another
-//! when the view is computed as a whole.
+//! A [`Resource`] says in one place which columns it has, which source each needs, how a row
+//! follows from the mirrors and which changes touch it. From that alone come the statement for
+//! the rows that a change touched, the one for all of them, and the one that compares. So a row
+//! cannot be one thing when it is touched and another when the view is computed as a whole.
 
 use std::collections::BTreeSet;
 
-/// A unified table.
+use super::totals::Totals;
+use crate::mirror::Table;
+
+/// A unified table, or a private total that one is computed from.
 #[derive(Debug)]
 pub(crate) struct Resource {
-    /// `public.name`.
+    /// `public.name`; in another schema it is private, and has neither `unknown` nor `degraded`
+    /// nor `revision`.
     pub table: &'static str,
+    /// The primary key, each column with its type.
+    pub key: &'static [(&'static str, &'static str)],
     pub columns: &'static [Column],
-    /// A SELECT of `id`, `present`, the columns and `degraded` for every row of `touched (id)`;
-    /// `present` is whether there is such a row. `{source}` stands for whether that source is
-    /// known.
-    pub computed: &'static str,
-    /// A SELECT of the ids that a change touches; parameters from `$2` on.
+    pub kept: Kept,
+}
+
+/// How its rows follow from the mirrors.
+#[derive(Debug)]
+pub(crate) enum Kept {
+    /// Each is computed afresh from bounded inputs.
+    Rows(Rows),
+    /// Each sums contributions, of which it has any number.
+    Totals(Totals),
+}
+
+/// Rows that are computed afresh when a change touches them.
+#[derive(Debug)]
+pub(crate) struct Rows {
+    /// Columns of mirrors that name a row by its id: a change of such a mirror row touches the
+    /// rows that its old and its new state name, and one in quarantine degrades them.
+    pub named_by: &'static [(&'static Table, &'static str)],
+    /// Resources whose touched ids `touched` takes as well.
+    pub through: &'static [&'static Resource],
+    /// A SELECT of the keys that a change touches; `$2` is the ids that `named_by` gives, `$3` and
+    /// on those of `through`.
     pub touched: &'static str,
-    /// A SELECT of every id that has a row or should have one.
+    /// A SELECT of every key that has a row or should have one.
     pub all: &'static str,
-    /// What the statement for touched rows returns of each row that it changed.
-    pub returning: Option<&'static str>,
+    /// A SELECT of the key, `present`, the columns and `degraded` for every row of
+    /// `touched (key)`; `present` is whether there is such a row. `{source}` stands for whether
+    /// that source is known.
+    pub computed: &'static str,
 }
 
 /// A column that its source decides.
@@ -53,67 +78,126 @@ impl Column {
 /// The sources of which a first whole checkpoint has been applied.
 pub(crate) type Known = BTreeSet<String>;
 
+/// The CTEs of a statement; the last is `computed`.
+pub(super) struct Computed(pub String);
+
 impl Resource {
-    /// The statement for rows that a change touched: `$1` is the revision, then what `touched`
-    /// takes.
-    pub(crate) fn touched_sql(&self, known: &Known) -> String {
-        let returning = self
-            .returning
-            .map(|columns| format!("\nRETURNING {columns}"))
-            .unwrap_or_default();
-        format!("{}{returning}", self.merge(self.touched, known))
+    /// Without its schema.
+    pub(crate) fn name(&self) -> &'static str {
+        self.table
+            .split_once('.')
+            .map_or(self.table, |(_, name)| name)
     }
 
-    /// The statement for all rows: `$1` is the revision. Only rows that differ change.
+    pub(crate) fn is_private(&self) -> bool {
+        !self.table.starts_with("public.")
+    }
+
+    pub(crate) fn rows(&self) -> Option<&Rows> {
+        match &self.kept {
+            Kept::Rows(rows) => Some(rows),
+            Kept::Totals(_) => None,
+        }
+    }
+
+    pub(crate) fn totals(&self) -> Option<&Totals> {
+        match &self.kept {
+            Kept::Rows(_) => None,
+            Kept::Totals(totals) => Some(totals),
+        }
+    }
+
+    /// The statement for rows that a change touched: `$1` is the revision, then what `touched` or
+    /// the contributions take. Returns of each row that it changed the `old` and the `new`
+    /// value of `degraded` and of the columns in `returned`, as text.
+    pub(crate) fn touched_sql(&self, known: &Known, returned: &[&str]) -> String {
+        let merge = match &self.kept {
+            Kept::Rows(rows) => self.merge(&self.computed(rows, rows.touched, known), known),
+            Kept::Totals(totals) => self.merge(&totals.moved(self), known),
+        };
+        if returned.is_empty() {
+            return merge;
+        }
+        let of = |row: &str| {
+            let columns = std::iter::once(&"degraded").chain(returned);
+            join(columns.map(|name| format!("{row}.{name}::text")))
+        };
+        format!("{merge}\nRETURNING {}, {}", of("old"), of("new"))
+    }
+
+    /// The statement for all rows: `$1` is the revision, unless this is private. Only rows that
+    /// differ change.
     pub(crate) fn all_sql(&self, known: &Known) -> String {
-        self.merge(self.all, known)
+        self.merge(&self.all(known, "true"), known)
     }
 
-    fn merge(&self, touched: &str, known: &Known) -> String {
+    fn all(&self, known: &Known, range: &str) -> Computed {
+        match &self.kept {
+            Kept::Rows(rows) => {
+                let keys = self.key_list("");
+                let touched = format!("SELECT {keys} FROM ({}) AS a WHERE {range}", rows.all);
+                self.computed(rows, &touched, known)
+            }
+            Kept::Totals(totals) => totals.all(self, known, range),
+        }
+    }
+
+    fn merge(&self, computed: &Computed, known: &Known) -> String {
         let list = |prefix: &str| join(self.owned().map(|name| format!("{prefix}{name}")));
+        let revision = |sql: &'static str| if self.is_private() { "" } else { sql };
         format!(
-            "WITH touched AS ({touched}), computed AS ({computed})
+            "WITH {computed}
             MERGE INTO {table} AS r
-            USING ({should_be}) AS s ON r.id = s.id
+            USING ({should_be}) AS s ON ({of_row}) = ({of_should})
             WHEN MATCHED AND NOT s.present THEN DELETE
             WHEN MATCHED AND ({current}) IS DISTINCT FROM ({should}) THEN
-                UPDATE SET {set}, revision = $1
+                UPDATE SET {set}{set_revision}
             WHEN NOT MATCHED AND s.present THEN
-                INSERT (id, {columns}, revision) VALUES (s.id, {should}, $1)",
+                INSERT ({keys}, {columns}{column}) VALUES ({of_should}, {should}{value})",
+            computed = computed.0,
             table = self.table,
-            computed = self.computed(known),
             should_be = self.should_be(known),
+            of_row = self.key_list("r."),
+            of_should = self.key_list("s."),
             current = list("r."),
             should = list("s."),
             set = join(self.owned().map(|name| format!("{name} = s.{name}"))),
+            keys = self.key_list(""),
             columns = list(""),
+            set_revision = revision(", revision = $1"),
+            column = revision(", revision"),
+            value = revision(", $1"),
         )
     }
 
-    /// Of the keys above `after` and up to `end` (none: all above) those whose row is not what
-    /// the mirrors say: key, what differs.
-    pub(super) fn differences_sql(&self, known: &Known, after: i64, end: Option<i64>) -> String {
-        let upper = end.map_or(String::new(), |end| format!(" AND id <= {end}"));
-        let range = format!("id > {after}{upper}");
+    /// Of the keys behind `after` (none: all) and up to `end` (none: all behind) those whose row
+    /// is not what the mirrors say: the key as text, what differs.
+    pub(crate) fn differences_sql(
+        &self,
+        known: &Known,
+        after: Option<&[String]>,
+        end: Option<&[String]>,
+    ) -> String {
         let differs = self
             .owned()
             .map(|name| format!("CASE WHEN r.{name} IS DISTINCT FROM s.{name} THEN '{name}' END"));
         let list = |prefix: &str| join(self.owned().map(|name| format!("{prefix}{name}")));
+        let (of_row, of_should) = (self.key_list("r."), self.key_list("s."));
+        let first = self.key[0].0;
         format!(
-            "WITH touched AS (SELECT id FROM ({all}) AS a WHERE {range}),
-            computed AS ({computed}), should AS ({should_be})
-            SELECT s.id, CASE
-                WHEN r.id IS NULL THEN '{{missing}}'::text[]
+            "WITH {computed}, should AS ({should_be})
+            SELECT {key}, CASE
+                WHEN r.{first} IS NULL THEN '{{missing}}'::text[]
                 WHEN NOT s.present THEN '{{surplus}}'
                 ELSE array_remove(ARRAY[{differs}], NULL)
             END
-            FROM should AS s LEFT JOIN {table} AS r ON r.id = s.id
-            WHERE (s.present <> (r.id IS NOT NULL))
+            FROM should AS s LEFT JOIN {table} AS r ON ({of_row}) = ({of_should})
+            WHERE (s.present <> (r.{first} IS NOT NULL))
                 OR (s.present AND ({current}) IS DISTINCT FROM ({should}))
-            ORDER BY s.id",
-            all = self.all,
-            computed = self.computed(known),
+            ORDER BY {of_should}",
+            computed = self.all(known, &self.range(after, end)).0,
             should_be = self.should_be(known),
+            key = self.key_text("s."),
             differs = join(differs),
             table = self.table,
             current = list("r."),
@@ -121,19 +205,79 @@ impl Resource {
         )
     }
 
-    /// The columns that follow from the mirrors, but for the id.
-    fn owned(&self) -> impl Iterator<Item = &'static str> {
-        let columns = self.columns.iter().map(|column| column.name);
-        columns.chain(["unknown", "degraded"])
+    /// How many rows the range has that begins behind `after` and has at most `rows_max`, and
+    /// the key of its last as text; no row where there is none.
+    pub(crate) fn range_sql(&self, after: Option<&[String]>, rows_max: u32) -> String {
+        format!(
+            "SELECT count(*) OVER (), {key} FROM (
+                SELECT {keys} FROM {table} WHERE {range} ORDER BY {keys} LIMIT {rows_max}
+            ) AS r ORDER BY ({keys}) DESC LIMIT 1",
+            key = self.key_text("r."),
+            keys = self.key_list(""),
+            table = self.table,
+            range = self.range(after, None),
+        )
     }
 
-    fn computed(&self, known: &Known) -> String {
-        let mut computed = self.computed.to_owned();
-        for source in crate::SOURCES {
-            let flag = known.contains(source).to_string();
-            computed = computed.replace(&format!("{{{source}}}"), &flag);
+    /// Keys of a range, as a condition. The first column's bounds are said once more alone: for a
+    /// plan that looks for what the rest of the key stands in.
+    fn range(&self, after: Option<&[String]>, end: Option<&[String]>) -> String {
+        let (first, _) = self.key[0];
+        let bound = |key: Option<&[String]>, of_key: &str, of_first: &str| {
+            let values: Vec<_> = key?
+                .iter()
+                .zip(self.key)
+                .map(|(value, (_, sql))| format!("'{}'::{sql}", value.replace('\'', "''")))
+                .collect();
+            let whole = format!("({}) {of_key} ({})", self.key_list(""), values.join(", "));
+            Some(match values.as_slice() {
+                [_] => whole,
+                all => format!("{whole} AND {first} {of_first} {}", all[0]),
+            })
+        };
+        let bounds = [bound(after, ">", ">="), bound(end, "<=", "<=")];
+        let bounds: Vec<_> = bounds.into_iter().flatten().collect();
+        if bounds.is_empty() {
+            "true".to_owned()
+        } else {
+            bounds.join(" AND ")
         }
-        computed
+    }
+
+    /// The key's columns, each with `prefix`.
+    pub(super) fn key_list(&self, prefix: &str) -> String {
+        join(self.key.iter().map(|(name, _)| format!("{prefix}{name}")))
+    }
+
+    fn key_text(&self, prefix: &str) -> String {
+        let parts = self.key.iter();
+        let parts = parts.map(|(name, _)| format!("{prefix}{name}::text"));
+        format!("ARRAY[{}]", join(parts))
+    }
+
+    /// The columns that follow from the mirrors, but for the key.
+    fn owned(&self) -> impl Iterator<Item = &'static str> {
+        let columns = self.columns.iter().map(|column| column.name);
+        let said_of_all: &[_] = if self.is_private() {
+            &[]
+        } else {
+            &["unknown", "degraded"]
+        };
+        columns.chain(said_of_all.iter().copied())
+    }
+
+    /// The type of a column.
+    pub(super) fn type_of(&self, name: &str) -> &'static str {
+        let keys = self.key.iter().copied();
+        let columns = self.columns.iter().map(|column| (column.name, column.sql));
+        keys.chain(columns)
+            .find_map(|(column, sql)| (column == name).then_some(sql))
+            .unwrap_or("text")
+    }
+
+    fn computed(&self, rows: &Rows, touched: &str, known: &Known) -> Computed {
+        let computed = flags(rows.computed, known);
+        Computed(format!("touched AS ({touched}), computed AS ({computed})"))
     }
 
     /// What the rows of `computed` are, where some sources are not known.
@@ -146,8 +290,9 @@ impl Resource {
             }
         });
         format!(
-            "SELECT c.id, c.present, {values}, '{{{unknown}}}'::text[] AS unknown, c.degraded
+            "SELECT {key}, c.present, {values}, '{{{unknown}}}'::text[] AS unknown, c.degraded
             FROM computed AS c",
+            key = self.key_list("c."),
             values = join(values),
             unknown = self.unknown(known).join(","),
         )
@@ -164,6 +309,16 @@ impl Resource {
     }
 }
 
-fn join(parts: impl Iterator<Item = String>) -> String {
+/// Whether each source is known, for its name in braces.
+pub(super) fn flags(sql: &str, known: &Known) -> String {
+    let mut sql = sql.to_owned();
+    for source in crate::SOURCES {
+        let flag = known.contains(source).to_string();
+        sql = sql.replace(&format!("{{{source}}}"), &flag);
+    }
+    sql
+}
+
+pub(super) fn join(parts: impl Iterator<Item = String>) -> String {
     parts.collect::<Vec<_>>().join(", ")
 }

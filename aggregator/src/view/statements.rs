@@ -1,14 +1,16 @@
 //! Everything that the writer says to the database, prepared once.
 
+use futures_util::future::maybe_done;
+use futures_util::poll;
+use service::fault;
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Error, Row, Statement};
 
-use super::customers::{self, CUSTOMERS, Contribution};
-use super::orders::ORDERS;
 use super::positions::Positions;
-use super::products::{ALL_TOTALS, MOVE_TOTALS, PRODUCTS};
-use super::resource::Known;
-use super::touched::LineMoves;
-use super::transactions::TRANSACTIONS;
+use super::resource::{Kept, Known, Resource, Rows};
+use super::totals::{Of, Totals};
+use super::touched::{Moves, Touched};
+use super::unified::RESOURCES;
 use crate::mirror::TABLES;
 
 /// The writing session's settings. Touched rows are found by index, one by one, however many
@@ -39,23 +41,37 @@ pub(super) const SETTINGS_FOR_ALL: &str = "
 #[derive(Debug, Clone)]
 pub(crate) struct Statements {
     pub positions: Positions,
-    move_totals: Statement,
-    products: Statement,
-    transactions: Statement,
-    orders: Statement,
-    customers: Statement,
+    /// In the order in which they are computed.
+    resources: Vec<Prepared>,
 }
+
+/// The statement for touched rows of a resource.
+#[derive(Debug, Clone)]
+struct Prepared {
+    resource: &'static Resource,
+    /// The columns that totals of its rows take.
+    returned: Vec<&'static str>,
+    statement: Statement,
+}
+
+type Parameters = Vec<Box<dyn ToSql + Sync + Send>>;
 
 impl Statements {
     /// For the sources known now; when that changes they are prepared again.
     pub(crate) async fn prepare(client: &Client, known: &Known) -> Result<Self, Error> {
+        let mut resources = Vec::with_capacity(RESOURCES.len());
+        for resource in RESOURCES {
+            let returned = returned(resource);
+            let sql = resource.touched_sql(known, &returned);
+            resources.push(Prepared {
+                resource,
+                returned,
+                statement: client.prepare(&sql).await?,
+            });
+        }
         Ok(Self {
             positions: Positions::prepare(client).await?,
-            move_totals: client.prepare(MOVE_TOTALS).await?,
-            products: client.prepare(&PRODUCTS.touched_sql(known)).await?,
-            transactions: client.prepare(&TRANSACTIONS.touched_sql(known)).await?,
-            orders: client.prepare(&ORDERS.touched_sql(known)).await?,
-            customers: client.prepare(&customers::move_sql(known)).await?,
+            resources,
         })
     }
 
@@ -72,14 +88,55 @@ impl Statements {
                 .batch_execute(&format!("ANALYZE {}", table.mirror))
                 .await?;
         }
-        client.batch_execute(ALL_TOTALS).await?;
         let mut rows = 0;
-        for resource in [&PRODUCTS, &TRANSACTIONS, &ORDERS, &CUSTOMERS] {
-            rows += client
-                .execute(&resource.all_sql(known), &[&revision])
-                .await?;
+        for resource in RESOURCES {
+            let sql = resource.all_sql(known);
+            if resource.is_private() {
+                client.execute(&sql, &[]).await?;
+            } else {
+                rows += client.execute(&sql, &[&revision]).await?;
+            }
         }
         Ok(rows)
+    }
+
+    /// Brings the touched unified rows to what the mirrors say.
+    pub(crate) async fn unify(
+        &self,
+        client: &Client,
+        source: &str,
+        revision: &str,
+        mut touched: Touched,
+    ) -> Result<(), Error> {
+        // Sent in this order without waiting in between: what another reads comes first.
+        let first = self.resources.iter().filter_map(|prepared| {
+            let Prepared { resource, .. } = prepared;
+            let parameters = match &resource.kept {
+                Kept::Rows(rows) => named(resource, rows, &touched),
+                Kept::Totals(Totals {
+                    of: Of::Mirror(_), ..
+                }) => moved(resource, touched.take_moves(resource)),
+                Kept::Totals(_) => None,
+            };
+            Some((prepared, parameters?))
+        });
+        let changed = run(client, revision, first.collect()).await?;
+        // As if what sales changes concerned only what sales adds.
+        let is_paid_forgotten = !fault::in_force("contributions") && source == "sales";
+        let mut second = Vec::new();
+        for (of, rows) in &changed {
+            for prepared in &self.resources {
+                let Some(totals) = total_of(prepared.resource, of.resource) else {
+                    continue;
+                };
+                let moves = Moves::of(totals, &of.returned, rows, is_paid_forgotten)?;
+                second.extend(
+                    moved(prepared.resource, moves).map(|parameters| (prepared, parameters)),
+                );
+            }
+        }
+        run(client, revision, second).await?;
+        Ok(())
     }
 
     /// Empties a source's mirrors, standing and quarantine.
@@ -103,92 +160,80 @@ impl Statements {
         }
         Ok(())
     }
+}
 
-    pub(crate) async fn move_totals(
-        &self,
-        client: &Client,
-        lines: &LineMoves,
-    ) -> Result<(), Error> {
-        if !lines.products.is_empty() {
-            client
-                .execute(
-                    &self.move_totals,
-                    &[
-                        &lines.products,
-                        &lines.signs,
-                        &lines.quantities,
-                        &lines.unit_prices,
-                    ],
-                )
-                .await?;
-        }
-        Ok(())
-    }
+/// The total, if it is one of rows of `of`.
+fn total_of(total: &'static Resource, of: &Resource) -> Option<&'static Totals> {
+    total.totals().filter(|totals| match totals.of {
+        Of::Rows(resource) => resource.table == of.table,
+        Of::Mirror(_) => false,
+    })
+}
 
-    pub(crate) async fn products(
-        &self,
-        client: &Client,
-        revision: &str,
-        ids: &[i64],
-    ) -> Result<(), Error> {
-        if !ids.is_empty() {
-            client.execute(&self.products, &[&revision, &ids]).await?;
+/// What totals take of this resource's rows.
+fn returned(resource: &Resource) -> Vec<&'static str> {
+    let mut returned = Vec::new();
+    for totals in RESOURCES
+        .iter()
+        .filter_map(|total| total_of(total, resource))
+    {
+        for name in totals.takes {
+            if !returned.contains(name) {
+                returned.push(*name);
+            }
         }
-        Ok(())
     }
+    returned
+}
 
-    pub(crate) async fn transactions(
-        &self,
-        client: &Client,
-        revision: &str,
-        ids: &[i64],
-    ) -> Result<(), Error> {
-        if !ids.is_empty() {
-            client
-                .execute(&self.transactions, &[&revision, &ids])
-                .await?;
-        }
-        Ok(())
-    }
+/// What the statement for touched rows takes, if any are.
+fn named(resource: &Resource, rows: &Rows, touched: &Touched) -> Option<Parameters> {
+    let of = std::iter::once(resource).chain(rows.through.iter().copied());
+    let ids: Vec<_> = of.map(|resource| touched.ids(resource)).collect();
+    let is_any = ids.iter().any(|ids| !ids.is_empty());
+    let boxed = ids.into_iter().map(|ids| Box::new(ids) as _);
+    is_any.then(|| boxed.collect())
+}
 
-    /// The orders named and those of the transactions named; what changed, old and new.
-    pub(crate) async fn orders(
-        &self,
-        client: &Client,
-        revision: &str,
-        ids: &[i64],
-        transactions: &[i64],
-    ) -> Result<Vec<Row>, Error> {
-        if ids.is_empty() && transactions.is_empty() {
-            return Ok(Vec::new());
-        }
-        client
-            .query(&self.orders, &[&revision, &ids, &transactions])
-            .await
-    }
+/// What the statement for moved totals takes, if any do.
+fn moved(total: &Resource, moves: Moves) -> Option<Parameters> {
+    let columns = total.totals()?.takes.len();
+    (!moves.is_empty()).then(|| moves.parameters(columns))
+}
 
-    pub(crate) async fn customers(
-        &self,
-        client: &Client,
-        revision: &str,
-        contributions: &[Contribution],
-    ) -> Result<(), Error> {
-        if contributions.is_empty() {
-            return Ok(());
-        }
-        let each = || contributions.iter();
-        let customers: Vec<_> = each().map(|part| part.customer_id).collect();
-        let signs: Vec<_> = each().map(|part| part.sign).collect();
-        let totals: Vec<_> = each().map(|part| part.total.as_deref()).collect();
-        let paid: Vec<_> = each().map(|part| part.paid.as_deref()).collect();
-        client
-            .execute(
-                &self.customers,
-                &[&revision, &customers, &signs, &totals, &paid],
-            )
-            .await?;
-        Ok(())
+/// Sends all statements in their order, then waits for them; the rows that each returned.
+async fn run<'a>(
+    client: &Client,
+    revision: &str,
+    statements: Vec<(&'a Prepared, Parameters)>,
+) -> Result<Vec<(&'a Prepared, Vec<Row>)>, Error> {
+    let sent = statements.into_iter().map(|(prepared, parameters)| {
+        let answered = async move {
+            let mut all: Vec<&(dyn ToSql + Sync)> = Vec::with_capacity(parameters.len() + 1);
+            if !prepared.resource.is_private() {
+                all.push(&revision);
+            }
+            all.extend(
+                parameters
+                    .iter()
+                    .map(|parameter| &**parameter as &(dyn ToSql + Sync)),
+            );
+            let rows = client.query(&prepared.statement, &all).await?;
+            Ok((prepared, rows))
+        };
+        Box::pin(maybe_done(answered))
+    });
+    let mut sent: Vec<_> = sent.collect();
+    for statement in &mut sent {
+        // A statement is sent when its future is polled first.
+        let _ = poll!(statement.as_mut());
     }
+    let mut answers = Vec::with_capacity(sent.len());
+    for mut statement in sent {
+        statement.as_mut().await;
+        answers.extend(statement.as_mut().take_output());
+    }
+    answers.into_iter().collect()
 }
 
 #[cfg(test)]
@@ -220,18 +265,15 @@ mod tests {
             client.batch_execute(&sql).await?;
         }
         let known: Known = sources.into_iter().collect();
-        for resource in [&PRODUCTS, &TRANSACTIONS, &ORDERS, &CUSTOMERS] {
-            client
-                .execute(&resource.all_sql(&known), &[&"revision"])
-                .await?;
-        }
+        Statements::compute_all(&client, &known, "revision").await?;
         client.batch_execute("ANALYZE").await?;
         for setting in SETTINGS {
             client.batch_execute(&format!("SET {setting}")).await?;
         }
-        let mut statements = vec![MOVE_TOTALS.to_owned(), customers::move_sql(&known)];
-        let resources = [&PRODUCTS, &TRANSACTIONS, &ORDERS];
-        statements.extend(resources.map(|resource| resource.touched_sql(&known)));
+        let resources = RESOURCES.into_iter();
+        let mut statements: Vec<_> = resources
+            .map(|resource| resource.touched_sql(&known, &returned(resource)))
+            .collect();
         statements.extend(TABLES.map(|table| table.apply_sql(Side::Served)));
         for sql in statements {
             let explain = format!("EXPLAIN (GENERIC_PLAN) {sql}");

@@ -1,73 +1,38 @@
-//! Which unified rows a changed mirror row touches: those of its old and of its new state.
+//! Which unified rows a changed mirror row touches, those of its old and of its new state, and
+//! how contributions move.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use service::fault;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Error, Row};
 
-use crate::mirror::{Changed, DETAIL, ITEM, LINE, ORDER, PRICE, QUANTITY, Reported, TRANSACTION};
-
-/// A unified table that mirror rows name rows of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Named {
-    Products,
-    Transactions,
-    Orders,
-}
-
-impl Named {
-    pub(crate) const ALL: [Self; 3] = [Self::Products, Self::Transactions, Self::Orders];
-
-    /// Its name in `aggregator.degraded`.
-    pub(crate) fn resource(self) -> &'static str {
-        match self {
-            Self::Products => "products",
-            Self::Transactions => "transactions",
-            Self::Orders => "orders",
-        }
-    }
-}
+use super::resource::Resource;
+use super::totals::{Of, Totals};
+use super::unified::RESOURCES;
+use crate::mirror::{Changed, Reported, TRANSACTION};
 
 /// The unified rows that this state of a mirror row is an input of. That the orders of named
-/// transactions are touched as well is not said here: see [`super::orders`].
-pub(crate) fn named(row: &Reported) -> Vec<(Named, i64)> {
-    let table = row.table;
-    let names: &[(Named, &str)] = if *table == ITEM {
-        &[(Named::Products, "id")]
-    } else if *table == PRICE || *table == QUANTITY {
-        &[(Named::Products, "item_id")]
-    } else if *table == TRANSACTION {
-        &[(Named::Transactions, "id"), (Named::Orders, "order_id")]
-    } else if *table == DETAIL {
-        &[(Named::Transactions, "transaction_id")]
-    } else if *table == ORDER {
-        &[(Named::Orders, "id")]
-    } else if *table == LINE {
-        &[(Named::Orders, "order_id"), (Named::Products, "item_id")]
-    } else {
-        &[]
-    };
-    names
-        .iter()
-        .filter_map(|(named, column)| Some((*named, row.integer(column)?)))
-        .collect()
+/// transactions are touched as well is not said here: see [`super::resource::Rows::through`].
+pub(crate) fn named(row: &Reported) -> impl Iterator<Item = (&'static Resource, i64)> {
+    let named_by = RESOURCES.into_iter().flat_map(|resource| {
+        let names = resource.rows().map_or(&[][..], |rows| rows.named_by);
+        names
+            .iter()
+            .map(move |(table, name)| (resource, *table, *name))
+    });
+    named_by
+        .filter(|(_, table, _)| *table == row.table)
+        .filter_map(|(resource, _, name)| Some((resource, row.integer(name)?)))
 }
 
 /// What a step touched.
 #[derive(Debug, Default)]
 pub(crate) struct Touched {
-    pub products: BTreeSet<i64>,
-    pub transactions: BTreeSet<i64>,
-    pub orders: BTreeSet<i64>,
-    pub lines: LineMoves,
-}
-
-/// Contributions of order lines to products, as arrays.
-#[derive(Debug, Default)]
-pub(crate) struct LineMoves {
-    pub products: Vec<i64>,
-    pub signs: Vec<i64>,
-    pub quantities: Vec<Option<i64>>,
-    pub unit_prices: Vec<Option<String>>,
+    /// By the name of the unified table.
+    ids: BTreeMap<&'static str, BTreeSet<i64>>,
+    /// What mirror rows contribute, by the name of the total.
+    moves: BTreeMap<&'static str, Moves>,
 }
 
 impl Touched {
@@ -79,35 +44,117 @@ impl Touched {
                 let forgets = sign < 0
                     && *row.table == TRANSACTION
                     && !fault::in_force("both_orders_touched");
-                for (named, id) in named(row) {
-                    if !(forgets && named == Named::Orders) {
-                        self.insert(named, id);
+                for (resource, id) in named(row) {
+                    if !(forgets && resource.name() == "orders") {
+                        self.insert(resource, id);
                     }
                 }
-                if *row.table == LINE {
-                    self.lines.push(row, sign);
-                }
+                self.contribute(row, sign);
             }
         }
     }
 
-    pub(crate) fn insert(&mut self, named: Named, id: i64) {
-        match named {
-            Named::Products => self.products.insert(id),
-            Named::Transactions => self.transactions.insert(id),
-            Named::Orders => self.orders.insert(id),
-        };
+    pub(crate) fn insert(&mut self, resource: &'static Resource, id: i64) {
+        self.ids.entry(resource.name()).or_default().insert(id);
+    }
+
+    pub(super) fn ids(&self, resource: &Resource) -> Vec<i64> {
+        let ids = self.ids.get(resource.name());
+        ids.into_iter().flatten().copied().collect()
+    }
+
+    /// What mirror rows contribute to this total.
+    pub(super) fn take_moves(&mut self, total: &Resource) -> Moves {
+        self.moves.remove(total.name()).unwrap_or_default()
+    }
+
+    fn contribute(&mut self, row: &Reported, sign: i64) {
+        for resource in RESOURCES {
+            if let Some(totals) = resource.totals()
+                && let Of::Mirror(table) = totals.of
+                && table == row.table
+            {
+                let taken = totals.takes.iter().map(|name| row.text(name));
+                let moves = self.moves.entry(resource.name()).or_default();
+                moves.push(sign, taken.collect());
+            }
+        }
     }
 }
 
-impl LineMoves {
-    fn push(&mut self, line: &Reported, sign: i64) {
-        if let Some(product) = line.integer("item_id") {
-            self.products.push(product);
-            self.signs.push(sign);
-            self.quantities.push(line.integer("quantity"));
-            self.unit_prices
-                .push(line.text("unit_price").map(str::to_owned));
+/// Contributions to be added (1) or taken away (-1).
+#[derive(Debug, Default)]
+pub(super) struct Moves {
+    signs: Vec<i64>,
+    /// Of each what the contribution is computed from.
+    taken: Vec<Vec<Option<String>>>,
+}
+
+impl Moves {
+    /// What changed rows of a unified table mean for a total of them: `changed` has of each
+    /// `degraded` and the `returned` columns, old and then new.
+    pub(super) fn of(
+        totals: &Totals,
+        returned: &[&str],
+        changed: &[Row],
+        is_paid_forgotten: bool,
+    ) -> Result<Self, Error> {
+        let width = returned.len() + 1;
+        let mut moves = Self::default();
+        for row in changed {
+            let state = |start: usize| -> Result<Option<Vec<Option<String>>>, Error> {
+                let degraded: Option<String> = row.try_get(start)?;
+                if degraded.is_none() {
+                    return Ok(None);
+                }
+                let taken = totals.takes.iter().map(|name| {
+                    let place = returned.iter().position(|column| column == name);
+                    match place {
+                        Some(place) if !(is_paid_forgotten && *name == "paid") => {
+                            row.try_get(start + 1 + place)
+                        }
+                        _ => Ok(None),
+                    }
+                });
+                // Last, so that a change of it alone touches the total.
+                taken
+                    .chain([Ok(degraded)])
+                    .collect::<Result<_, _>>()
+                    .map(Some)
+            };
+            let (old, new) = (state(0)?, state(width)?);
+            if old == new {
+                continue;
+            }
+            for (state, sign) in [(old, -1), (new, 1)] {
+                if let Some(taken) = state {
+                    moves.push(sign, taken);
+                }
+            }
         }
+        Ok(moves)
+    }
+
+    fn push(&mut self, sign: i64, taken: Vec<Option<String>>) {
+        self.signs.push(sign);
+        self.taken.push(taken);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.signs.is_empty()
+    }
+
+    /// As parameters of the statement: the signs, then an array a column taken.
+    pub(super) fn parameters(self, columns: usize) -> Vec<Box<dyn ToSql + Sync + Send>> {
+        let mut arrays = vec![Vec::with_capacity(self.taken.len()); columns];
+        for taken in self.taken {
+            for (array, value) in arrays.iter_mut().zip(taken) {
+                array.push(value);
+            }
+        }
+        let arrays = arrays.into_iter().map(|array| Box::new(array) as _);
+        std::iter::once(Box::new(self.signs) as _)
+            .chain(arrays)
+            .collect()
     }
 }

@@ -1,0 +1,26 @@
+//! The unified tables, each defined in a file of its own; nothing else of the view names one.
+
+mod customers;
+mod orders;
+mod product_totals;
+mod products;
+mod transactions;
+
+use super::resource::Resource;
+
+/// Every unified table and private total, in the order in which they are computed: what another
+/// is computed from comes first.
+pub(crate) static RESOURCES: [&Resource; 5] = [
+    &product_totals::PRODUCT_TOTALS,
+    &products::PRODUCTS,
+    &transactions::TRANSACTIONS,
+    &orders::ORDERS,
+    &customers::CUSTOMERS,
+];
+
+/// The unified table of this name, without its schema.
+pub(crate) fn named(name: &str) -> Option<&'static Resource> {
+    RESOURCES
+        .into_iter()
+        .find(|resource| resource.name() == name)
+}
