@@ -34,6 +34,33 @@ pub struct Config {
     #[serde(default)]
     #[garde(dive)]
     pub verify: VerifyConfig,
+    #[serde(default)]
+    #[garde(dive)]
+    pub discrepancies: DiscrepanciesConfig,
+}
+
+/// The terms of the rules that say what does not fit between the systems.
+#[derive(Debug, Clone, Deserialize, Validate, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DiscrepanciesConfig {
+    /// How long an order may be paid in part, seconds. When it is changed, all discrepancies are
+    /// computed at the next start. Default 2592000.
+    #[garde(range(min = 1, max = 315_360_000))]
+    pub part_paid_max_s: u32,
+}
+
+impl DiscrepanciesConfig {
+    pub(crate) fn part_paid_max_s(&self) -> i64 {
+        self.part_paid_max_s.into()
+    }
+}
+
+impl Default for DiscrepanciesConfig {
+    fn default() -> Self {
+        Self {
+            part_paid_max_s: 30 * 24 * 3600,
+        }
+    }
 }
 
 /// How `aggregator verify` compares the view with the sources.

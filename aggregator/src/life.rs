@@ -76,7 +76,13 @@ async fn live(
     health.not_ready("takes the view over");
     let lost = lock.keep();
     let work = async {
-        let view = View::open(&config.view, &config.sources, silence_max).await?;
+        let view = View::open(
+            &config.view,
+            &config.discrepancies,
+            &config.sources,
+            silence_max,
+        )
+        .await?;
         let options = Options {
             kafka: config.kafka.clone(),
             apply: config.apply.clone(),
@@ -342,6 +348,10 @@ impl Applier {
         histogram!(crate::telemetry::APPLY_MS).record(apply_ms);
         #[expect(clippy::cast_precision_loss, reason = "a gauge")]
         gauge!(crate::telemetry::QUARANTINED).set(self.view.quarantined() as f64);
+        for (rule, open) in self.view.discrepancies() {
+            #[expect(clippy::cast_precision_loss, reason = "a gauge")]
+            gauge!(crate::telemetry::DISCREPANCIES, "rule" => rule.clone()).set(*open as f64);
+        }
         for moved in moves {
             let visible_ms = now_ms().saturating_sub(moved.record_time_ms);
             let lag_bytes = moved

@@ -11,7 +11,7 @@ struct Migration {
 }
 
 /// In order. A migration that was released is never changed: its checksum is compared.
-static MIGRATIONS: [Migration; 3] = [
+static MIGRATIONS: [Migration; 4] = [
     Migration {
         version: 1,
         name: "view",
@@ -26,6 +26,11 @@ static MIGRATIONS: [Migration; 3] = [
         version: 3,
         name: "quarantine_lsn",
         sql: include_str!("../migrations/0003_quarantine_lsn.sql"),
+    },
+    Migration {
+        version: 4,
+        name: "discrepancies",
+        sql: include_str!("../migrations/0004_discrepancies.sql"),
     },
 ];
 

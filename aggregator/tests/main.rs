@@ -1,5 +1,6 @@
 //! The aggregator against a real view database, and a real broker where it is followed.
 
+mod discrepancies;
 #[cfg(feature = "faults")]
 mod faults;
 mod migrations;
@@ -17,7 +18,7 @@ mod workload;
 
 use std::time::Duration;
 
-use aggregator::config::ViewConfig;
+use aggregator::config::{DiscrepanciesConfig, ViewConfig};
 use aggregator::view::View;
 use anyhow::Result;
 use tokio_postgres::Client;
@@ -56,7 +57,13 @@ impl Database {
     /// A writer that takes the view over.
     async fn open(&self) -> Result<View> {
         let silence_max = Duration::from_secs(5);
-        Ok(View::open(&self.config, &sources(), silence_max).await?)
+        Ok(View::open(
+            &self.config,
+            &DiscrepanciesConfig::default(),
+            &sources(),
+            silence_max,
+        )
+        .await?)
     }
 
     /// One value of one row.

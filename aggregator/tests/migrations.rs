@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use aggregator::config::ViewConfig;
+use aggregator::config::{DiscrepanciesConfig, ViewConfig};
 use aggregator::failure::Failure;
 use aggregator::view::View;
 use anyhow::{Context, Result};
@@ -12,7 +12,13 @@ use serde_json::json;
 use crate::{Database, sources};
 
 async fn open(config: &ViewConfig) -> Result<View, Failure> {
-    View::open(config, &sources(), Duration::from_secs(5)).await
+    View::open(
+        config,
+        &DiscrepanciesConfig::default(),
+        &sources(),
+        Duration::from_secs(5),
+    )
+    .await
 }
 
 /// A database with an owner of its own, and a reader's role.
@@ -77,7 +83,7 @@ async fn the_publication_has_every_unified_table_with_its_whole_old_row() -> Res
         WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND relreplident = 'f'
         ORDER BY 1";
     let expected = json!([
-        {"tablename": "customers"}, {"tablename": "orders"}, {"tablename": "positions"},
+        {"tablename": "customers"}, {"tablename": "discrepancies"}, {"tablename": "orders"}, {"tablename": "positions"},
         {"tablename": "products"}, {"tablename": "quarantine"}, {"tablename": "transactions"},
     ]);
     assert_eq!(database.rows(published).await?, expected);

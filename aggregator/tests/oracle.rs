@@ -14,7 +14,7 @@ const TIME: &str = "replace(left((d.date AT TIME ZONE 'UTC')::text, 19), ' ', 'T
 
 /// A unified table and the SELECT that it must equal, `revision` aside. `$warehouse` and so on
 /// stand for whether that source is known.
-const JOINS: [(&str, &str); 4] = [
+const JOINS: [(&str, &str); 5] = [
     (
         "SELECT id, order_id, amount, details, unknown FROM public.transactions",
         "SELECT x.id, x.order_id, coalesce(sum(d.sum), 0.00) AS amount,
@@ -102,6 +102,12 @@ const JOINS: [(&str, &str); 4] = [
             SELECT DISTINCT ON (item_id) item_id AS id, quantity FROM warehouse.wh_quantity
             WHERE $warehouse ORDER BY item_id, wh_quantity.id DESC
         ) AS q USING (id)",
+    ),
+    (
+        "SELECT id, rule, systems, resource, key, detail,
+            CASE rule WHEN 'part_paid_too_long' THEN since END AS since, unknown, degraded
+        FROM public.discrepancies",
+        include_str!("discrepancies.sql"),
     ),
 ];
 

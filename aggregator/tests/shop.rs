@@ -22,6 +22,7 @@ pub(crate) const LINE: &str = "public.sls_orderdetail";
 
 /// Ids are taken from 1 to here, and taken again once they are free.
 const IDS: i64 = 9;
+const YEAR_US: i64 = 31_557_600_000_000;
 
 pub(crate) struct Shop {
     pub(crate) random: StdRng,
@@ -61,6 +62,11 @@ impl Shop {
             let (table, id) = (self.table_of(name), self.id());
             self.source(name).read_again(table, id);
         }
+        // Its clock goes back and forth, past what becomes due and before it.
+        if self.random.random_bool(0.5) {
+            let decades = self.random.random_range(-6..2);
+            self.source(name).known_until_us = decades * 10 * YEAR_US;
+        }
         self.source(name).checkpoint();
     }
 
@@ -84,7 +90,7 @@ impl Shop {
             4 => self.warehouse.delete(PRICE, id, lone),
             5 => self.warehouse.put(
                 QUANTITY,
-                json!({"id": id, "quantity": number, "item_id": item}),
+                json!({"id": id, "quantity": 3 - i64::try_from(number).unwrap(), "item_id": item}),
             ),
             _ => self.warehouse.delete(QUANTITY, id, lone),
         }

@@ -30,6 +30,8 @@ pub(crate) struct Source {
     pub(crate) checkpointed: BTreeMap<&'static str, BTreeMap<i64, Json>>,
     pub(crate) end: Offsets,
     pub(crate) lsn: u64,
+    /// Its last commit, and until when it is known, microseconds since 1970.
+    pub(crate) known_until_us: i64,
     /// Events that [`Source::unsent`] has given already.
     sent: BTreeMap<&'static str, [usize; PARTITIONS]>,
 }
@@ -50,6 +52,7 @@ impl Source {
             checkpointed: BTreeMap::new(),
             end: Offsets::new(),
             lsn: 0,
+            known_until_us: BEGAN_MS * 1000,
             sent: BTreeMap::new(),
         };
         source.checkpoint();
@@ -125,8 +128,8 @@ impl Source {
             timeline: 1,
             position: Lsn(self.lsn),
             reach: Lsn(self.lsn),
-            committed_at_us: Some(BEGAN_MS * 1000),
-            current_at_us: Some(BEGAN_MS * 1000),
+            committed_at_us: Some(self.known_until_us),
+            current_at_us: Some(self.known_until_us),
             wal_end: Lsn(self.lsn + 16),
             offsets: self.end.clone(),
             quarantine: BTreeMap::new(),

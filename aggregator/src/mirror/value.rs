@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, BytesMut};
 use serde_json::Value as Json;
-use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
+use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
 
 /// What a mirror column holds, and how a change event writes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,6 +184,26 @@ fn days_from_1970(year: i128, month: i128, day: i128) -> i128 {
     let leap_days = year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400);
     let day_of_year = (153 * month + 2) / 5 + day - 1;
     year * 365 + leap_days + day_of_year - 719_468
+}
+
+/// From 1970 to 2000.
+const TO_2000_US: i64 = 946_684_800_000_000;
+
+impl Time {
+    /// Of microseconds since 1970.
+    pub(crate) fn of_1970(us: i64) -> Self {
+        Self(us.saturating_sub(TO_2000_US))
+    }
+}
+
+impl FromSql<'_> for Time {
+    fn from_sql(_: &Type, raw: &[u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Self(i64::from_be_bytes(raw.try_into()?)))
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        *ty == Type::TIMESTAMPTZ
+    }
 }
 
 impl ToSql for Time {

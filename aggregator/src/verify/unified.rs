@@ -8,6 +8,7 @@ use super::progress::{Place, Progress};
 use super::report::{Difference, Key, Report};
 use crate::config::Config;
 use crate::session::Session;
+use crate::view::discrepancies::compared;
 use crate::view::resource::{Known, Resource};
 use crate::view::unified::RESOURCES;
 
@@ -26,7 +27,7 @@ pub(super) async fn compare(
         report,
         found,
     };
-    for resource in RESOURCES {
+    for resource in RESOURCES.into_iter().chain(compared()) {
         if let Err(error) = comparison.table(resource).await {
             let why = error.in_words();
             comparison.report.not_compared(resource.table, why);

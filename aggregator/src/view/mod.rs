@@ -8,6 +8,7 @@
 //! transactions of their own, and with the first checkpoint all unified rows are computed at
 //! once.
 
+pub(crate) mod discrepancies;
 mod fence;
 mod inputs;
 mod positions;
@@ -30,15 +31,17 @@ use kafka::follower::Standing;
 use service::fault;
 use tokio_postgres::Client;
 
+pub use discrepancies::{RULES, Rule};
 pub use positions::{Moved, Revision};
 pub use rebuild::Differences;
 
-use crate::config::ViewConfig;
+use crate::config::{DiscrepanciesConfig, ViewConfig};
 use crate::failure::Failure;
 use crate::ingest::Change;
 use crate::migrations::migrate;
 use crate::mirror::{Changed, Side};
 use crate::session::Session;
+use discrepancies::judge::Judge;
 use fence::Fence;
 use inputs::Inputs;
 use quarantine::Findings;
@@ -54,6 +57,7 @@ pub struct View {
     fence: Fence,
     known: Known,
     statements: Statements,
+    judge: Judge,
     served: Inputs,
     rebuilt: Inputs,
     standings: BTreeMap<String, Standing>,
@@ -79,6 +83,7 @@ impl View {
     /// What the database refuses.
     pub async fn open(
         config: &ViewConfig,
+        discrepancies: &DiscrepanciesConfig,
         sources: &[String],
         silence_max: Duration,
     ) -> Result<Self, Failure> {
@@ -90,7 +95,9 @@ impl View {
         ));
         let session = Session::open(&config.url, "aggregator", &settings).await?;
         migrate(&session.client, &config.readers, &config.replicators).await?;
-        Self::take_over(session, sources).await
+        let mut view = Self::take_over(session, sources).await?;
+        view.agree(discrepancies).await?;
+        Ok(view)
     }
 
     async fn take_over(session: Session, sources: &[String]) -> Result<Self, Failure> {
@@ -103,6 +110,7 @@ impl View {
             Ok(Self {
                 fence,
                 statements: Statements::prepare(client, &known).await?,
+                judge: Judge::prepare(client, &known).await?,
                 known,
                 served: Inputs::prepare(client, Side::Served).await?,
                 rebuilt: Inputs::prepare(client, Side::Rebuilt).await?,
@@ -187,6 +195,7 @@ impl View {
                 self.served.quarantine.count(client).await
             };
             self.served.quarantined = undone.await.map_err(doing)?;
+            self.judge.forget();
             self.open = false;
         }
         Ok(())
@@ -228,11 +237,11 @@ impl View {
         Statements::compute_all(&self.session.client, &known, &revision)
             .await
             .map_err(Failure::database("compute the unified tables"))?;
-        self.commit(vec![moved]).await?;
-        self.statements = Statements::prepare(&self.session.client, &known)
+        self.known = known;
+        self.commit_all(moved).await?;
+        self.statements = Statements::prepare(&self.session.client, &self.known)
             .await
             .map_err(Failure::database("prepare statements"))?;
-        self.known = known;
         Ok(())
     }
 
@@ -334,9 +343,10 @@ impl View {
     }
 
     /// Brings the touched unified rows to what the mirrors say.
-    async fn unify(&self, source: &str, touched: Touched) -> Result<(), tokio_postgres::Error> {
+    async fn unify(&mut self, source: &str, touched: Touched) -> Result<(), tokio_postgres::Error> {
         let client = &self.session.client;
         let revision = self.fence.next().to_string();
+        self.judge.add(client, &touched).await?;
         self.statements
             .unify(client, source, &revision, touched)
             .await
@@ -344,6 +354,27 @@ impl View {
 
     /// Moves positions and standing, and completes the view transaction.
     async fn commit(&mut self, moves: Vec<Moved>) -> Result<(), Failure> {
+        self.stand_at(&moves).await?;
+        self.judge_touched(&moves).await?;
+        self.finish().await?;
+        self.moved(moves);
+        Ok(())
+    }
+
+    /// The same, where every unified row was computed: with every discrepancy. How many of these
+    /// differed.
+    async fn commit_all(&mut self, moved: Moved) -> Result<u64, Failure> {
+        let moves = vec![moved];
+        self.stand_at(&moves).await?;
+        let rows = self.judge_all().await?;
+        self.finish().await?;
+        self.moved(moves);
+        self.prepare_judge().await?;
+        Ok(rows)
+    }
+
+    /// Moves positions and standing.
+    async fn stand_at(&self, moves: &[Moved]) -> Result<(), Failure> {
         let client = &self.session.client;
         let revision = self.fence.next();
         let (statements, inputs) = (&self.statements, &self.served);
@@ -371,14 +402,16 @@ impl View {
         positions
             .await
             .map_err(Failure::database("move the view's positions"))?;
-        self.finish().await?;
+        Ok(())
+    }
+
+    fn moved(&mut self, moves: Vec<Moved>) {
         for moved in moves {
             self.fence.moved(&moved.source);
             self.positions
                 .insert(moved.source.clone(), moved.record.at());
             self.standings.insert(moved.source, moved.standing);
         }
-        Ok(())
     }
 
     async fn stand(&self, source: &str, standing: &Standing) -> Result<(), Failure> {

@@ -17,9 +17,6 @@ pub struct Moved {
     pub standing: Standing,
 }
 
-/// From 1970 to 2000.
-const TO_2000_US: i64 = 946_684_800_000_000;
-
 #[derive(Debug, Clone)]
 pub(crate) struct Positions {
     position: Statement,
@@ -54,7 +51,7 @@ impl Positions {
         revision: Revision,
     ) -> Result<(), Error> {
         let record = &moved.record;
-        let time = |us: Option<i64>| us.map(|us| Time(us.saturating_sub(TO_2000_US)));
+        let time = |us: Option<i64>| us.map(Time::of_1970);
         let lag = record.wal_end.0.saturating_sub(record.position.0);
         client
             .execute(

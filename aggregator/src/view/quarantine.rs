@@ -297,6 +297,7 @@ impl View {
         self.unify(source, touched)
             .await
             .map_err(Failure::database("bring the unified rows up to date"))?;
+        self.judge_touched(&[]).await?;
         self.finish().await?;
         Ok(discarded)
     }

@@ -100,9 +100,9 @@ impl View {
             };
             Ok::<_, Error>((differences, quarantined))
         };
-        let (differences, quarantined) = served.await.map_err(doing)?;
+        let (mut differences, quarantined) = served.await.map_err(doing)?;
         self.served.quarantined = quarantined;
-        self.commit(vec![moved]).await?;
+        differences.unified_rows += self.commit_all(moved).await?;
         self.rebuilds.remove(&source);
         self.recount_rebuilt().await?;
         Ok(differences)
@@ -120,7 +120,9 @@ impl View {
         let rows = Statements::compute_all(client, &self.known, &revision)
             .await
             .map_err(Failure::database("compute the unified tables"))?;
+        let rows = rows + self.judge_all().await?;
         self.finish().await?;
+        self.prepare_judge().await?;
         Ok(rows)
     }
 

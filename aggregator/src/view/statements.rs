@@ -241,9 +241,10 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::ViewConfig;
+    use crate::config::{DiscrepanciesConfig, ViewConfig};
     use crate::mirror::Side;
     use crate::view::View;
+    use crate::view::discrepancies::judge::Judge;
 
     /// Plans are made once. One that suits tables of a row each would be read-everything, and
     /// would cost the square of what a large checkpoint touches when they have grown.
@@ -258,14 +259,26 @@ mod tests {
             replicators: Vec::new(),
         };
         let sources = crate::SOURCES.map(str::to_owned);
-        drop(View::open(&config, &sources, Duration::from_secs(5)).await?);
+        drop(
+            View::open(
+                &config,
+                &DiscrepanciesConfig::default(),
+                &sources,
+                Duration::from_secs(5),
+            )
+            .await?,
+        );
         let client = server.superuser(&name).await?;
         for table in TABLES {
             let sql = format!("INSERT INTO {} (id) VALUES (1)", table.mirror);
             client.batch_execute(&sql).await?;
         }
+        client
+            .batch_execute("UPDATE public.positions SET epoch = 1, lsn = '0/1', current_at = now()")
+            .await?;
         let known: Known = sources.into_iter().collect();
         Statements::compute_all(&client, &known, "revision").await?;
+        Judge::judge_all(&client, &known, "revision").await?;
         client.batch_execute("ANALYZE").await?;
         for setting in SETTINGS {
             client.batch_execute(&format!("SET {setting}")).await?;
@@ -275,6 +288,8 @@ mod tests {
             .map(|resource| resource.touched_sql(&known, &returned(resource)))
             .collect();
         statements.extend(TABLES.map(|table| table.apply_sql(Side::Served)));
+        statements.extend(crate::view::discrepancies::touched_sql(&known));
+        statements.push(crate::view::discrepancies::part_paid::DUE.to_owned());
         for sql in statements {
             let explain = format!("EXPLAIN (GENERIC_PLAN) {sql}");
             let plan: Vec<String> = client
