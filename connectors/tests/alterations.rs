@@ -16,9 +16,7 @@ async fn rig() -> Result<Rig> {
 /// Read once, and down.
 async fn down() -> Result<Rig> {
     let rig = rig().await?;
-    let connector = rig.connector().start()?;
-    connector.ready().await?;
-    connector.kill().await;
+    rig.read_once().await?;
     Ok(rig)
 }
 

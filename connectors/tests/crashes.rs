@@ -15,14 +15,6 @@ async fn accounts() -> Result<Rig> {
     Ok(rig)
 }
 
-/// A connector has read the source once, and is down.
-async fn read_once(rig: &Rig) -> Result<()> {
-    let connector = rig.connector().start()?;
-    connector.ready().await?;
-    connector.kill().await;
-    Ok(())
-}
-
 /// Six accounts move money in one transaction: each checkpoint sees 600.
 const TRANSFERS: &str = "BEGIN; UPDATE account SET amount = amount - 10 WHERE id <= 3; \
                          UPDATE account SET amount = amount + 10 WHERE id BETWEEN 4 AND 6; COMMIT";
@@ -30,7 +22,7 @@ const TRANSFERS: &str = "BEGIN; UPDATE account SET amount = amount - 10 WHERE id
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_at_any_point_of_the_stream_it_loses_and_doubles_nothing() -> Result<()> {
     let rig = accounts().await?;
-    read_once(&rig).await?;
+    rig.read_once().await?;
     let mut journal = rig.journal()?;
     for (number, point) in [
         "after_lock:kill",
@@ -111,7 +103,7 @@ async fn killed_at_any_point_of_a_first_read_it_goes_on_from_the_last_chunk() ->
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_slot_sends_again_is_dropped() -> Result<()> {
     let rig = accounts().await?;
-    read_once(&rig).await?;
+    rig.read_once().await?;
     rig.run("INSERT INTO account VALUES (7, 0)").await?;
     rig.run("INSERT INTO account VALUES (8, 0), (9, 0), (10, 0)")
         .await?;
@@ -134,7 +126,7 @@ async fn what_the_slot_sends_again_is_dropped() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_checkpoint_shows_part_of_a_transaction_larger_than_kafkas() -> Result<()> {
     let rig = accounts().await?;
-    read_once(&rig).await?;
+    rig.read_once().await?;
     for _ in 0..3 {
         rig.run(TRANSFERS).await?;
     }
@@ -162,7 +154,7 @@ async fn no_checkpoint_shows_part_of_a_transaction_larger_than_kafkas() -> Resul
 #[tokio::test(flavor = "multi_thread")]
 async fn a_successor_knows_that_a_transaction_is_half_sent() -> Result<()> {
     let rig = accounts().await?;
-    read_once(&rig).await?;
+    rig.read_once().await?;
     rig.run(TRANSFERS).await?;
     let killed = rig
         .connector()
@@ -190,7 +182,7 @@ async fn a_successor_knows_that_a_transaction_is_half_sent() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn postgresql_is_told_a_position_only_once_kafka_has_committed_it() -> Result<()> {
     let rig = accounts().await?;
-    read_once(&rig).await?;
+    rig.read_once().await?;
     let recorded = {
         let mut journal = rig.journal()?;
         journal

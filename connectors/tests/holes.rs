@@ -23,14 +23,6 @@ async fn rig() -> Result<Rig> {
     Rig::new(&[DOC, PEER], DDL).await
 }
 
-/// Read once, and down.
-async fn down(rig: &Rig) -> Result<()> {
-    let connector = rig.connector().start()?;
-    connector.ready().await?;
-    connector.kill().await;
-    Ok(())
-}
-
 /// Changes both tables in one transaction.
 fn rewrite(id: i64, letter: char) -> String {
     format!(
@@ -83,7 +75,7 @@ async fn no_event_carries_a_hole() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_checkpoint_covers_a_read_once_the_stream_has_passed_it() -> Result<()> {
     let rig = rig().await?;
-    down(&rig).await?;
+    rig.read_once().await?;
     for id in 1..=5 {
         rig.run(&format!("UPDATE doc SET n = 1 WHERE id = {id}"))
             .await?;
@@ -99,7 +91,7 @@ async fn a_checkpoint_covers_a_read_once_the_stream_has_passed_it() -> Result<()
 #[tokio::test(flavor = "multi_thread")]
 async fn the_lsn_of_a_read_is_taken_after_it() -> Result<()> {
     let rig = rig().await?;
-    down(&rig).await?;
+    rig.read_once().await?;
     let connector = rig
         .connector()
         .stream("record_ms = 1\nheartbeat_ms = 600000\nidle_record_ms = 5000")
@@ -169,7 +161,7 @@ async fn a_read_shows_every_transaction_sent() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_shows_what_a_predecessor_may_have_sent() -> Result<()> {
     let (_server, rig) = away().await?;
-    down(&rig).await?;
+    rig.read_once().await?;
     // The table read of the new column is held back until the successor does it.
     rig.run("SET synchronous_commit = local; ALTER TABLE peer ADD COLUMN color text NOT NULL DEFAULT 'red'")
         .await?;
@@ -211,7 +203,7 @@ async fn a_read_counts_once_the_wal_is_flushed() -> Result<()> {
     let settings = [("wal_writer_delay", "10000ms"), ("autovacuum", "off")];
     let mut server = Postgres::start_with(Version::Legacy15, &settings).await?;
     let rig = Rig::on(&server, &[DOC, PEER], DDL).await?;
-    down(&rig).await?;
+    rig.read_once().await?;
     rig.run("UPDATE doc SET n = 1 WHERE id = 1").await?;
     let connector = rig
         .connector()
@@ -328,7 +320,7 @@ async fn a_steady_flow_of_holes_does_not_starve_checkpoints() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kept_view_is_dropped_when_the_table_got_a_new_file() -> Result<()> {
     let rig = rig().await?;
-    down(&rig).await?;
+    rig.read_once().await?;
     let connector = rig
         .connector()
         .stream("record_ms = 1\nheartbeat_ms = 600000\nidle_record_ms = 5000")

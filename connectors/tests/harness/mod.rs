@@ -1,11 +1,15 @@
 //! A source with tables of the test's own, a connector process over it, and its topics read back.
 
 mod check;
+mod connector;
 mod journal;
+mod plan;
 mod proxy;
 mod rig;
 
 pub(crate) use check::{always, equals_source, sum};
+pub(crate) use connector::{Connector, eventually};
 pub(crate) use journal::{Journal, Tables};
+pub(crate) use plan::Plan;
 pub(crate) use proxy::Proxy;
-pub(crate) use rig::{Connector, Plan, Rig, eventually};
+pub(crate) use rig::Rig;
