@@ -128,6 +128,7 @@ impl Source {
             timeline: 1,
             position: Lsn(self.lsn),
             reach: Lsn(self.lsn),
+            half_sent: None,
             committed_at_us: Some(self.known_until_us),
             current_at_us: Some(self.known_until_us),
             wal_end: Lsn(self.lsn + 16),

@@ -126,6 +126,7 @@ mod tests {
             timeline: 2,
             position: Lsn(100),
             reach: Lsn(120),
+            half_sent: None,
             committed_at_us: None,
             current_at_us: None,
             wal_end: Lsn(100),

@@ -9,6 +9,7 @@ use kafka::topic::TopicError;
 
 use crate::check::CheckError;
 use crate::encode::EncodeError;
+use crate::progress::PartDiffers;
 use crate::replication::ReplicationError;
 use crate::source::SourceError;
 
@@ -72,6 +73,8 @@ pub(crate) enum LifeError {
         bytes: u64,
         bytes_max: u64,
     },
+    #[error(transparent)]
+    PartDiffers(#[from] PartDiffers),
     #[error("the stream broke its order: {0}")]
     Order(&'static str),
 }
@@ -107,6 +110,7 @@ impl LifeError {
             | Self::TableKeepsMoving { .. }
             | Self::NotFlushed { .. }
             | Self::SlotGivenUp { .. }
+            | Self::PartDiffers(_)
             | Self::Order(_) => Remedy::TryAgain,
         }
     }

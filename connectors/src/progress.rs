@@ -11,10 +11,13 @@ use kafka::{Checkpoint, Lsn, Offsets, TableState};
 use service::fault::in_force;
 
 mod alteration;
+mod half_sent;
 mod pulses;
 mod reads;
 
 pub use alteration::Alteration;
+pub use half_sent::PartDiffers;
+use half_sent::Parts;
 use pulses::Pulses;
 pub use reads::{ChunkEnd, NextRead, RequestError, Slice};
 
@@ -43,6 +46,7 @@ pub struct Progress {
     reach: Lsn,
     /// What ends at or below it was sent by a predecessor.
     resent_below: Lsn,
+    parts: Parts,
     committed_at_us: Option<i64>,
     current_at_us: Option<i64>,
     wal_end: Lsn,
@@ -94,6 +98,7 @@ impl Progress {
             } else {
                 Lsn::ZERO
             },
+            parts: Parts::left_by(last.half_sent),
             committed_at_us: last.committed_at_us,
             current_at_us: last.current_at_us,
             wal_end: last.wal_end,
@@ -140,6 +145,7 @@ impl Progress {
             position: slot_lsn,
             reach: slot_lsn,
             resent_below: Lsn::ZERO,
+            parts: Parts::default(),
             committed_at_us: last.and_then(|last| last.committed_at_us),
             current_at_us: None,
             wal_end: slot_lsn,
@@ -188,7 +194,7 @@ impl Progress {
     /// half-sent transaction, becomes a position only at a later BEGIN, and that transaction's
     /// COMMIT came before it and moved the position further. So no position is inside a commit
     /// record: `commit_lsn < position` means `end_lsn <= position`.
-    pub fn begin(&mut self, commit_lsn: Lsn) -> Disposition {
+    pub fn begin(&mut self, commit_lsn: Lsn, xid: u32) -> Disposition {
         self.in_transaction = true;
         if commit_lsn < self.resent_below {
             return Disposition::Drop;
@@ -202,12 +208,14 @@ impl Progress {
             };
             self.reach = self.reach.max(half);
         }
+        self.parts.begin(commit_lsn, xid);
         Disposition::Send
     }
 
     /// A COMMIT: everything up to where the commit record ends has been sent.
     pub fn commit(&mut self, commit_lsn: Lsn, end_lsn: Lsn, commit_time_us: i64) {
         self.in_transaction = false;
+        self.parts.end();
         if end_lsn > self.position {
             self.committed_at_us = Some(commit_time_us);
             // When it committed, it was all that the source had; a clock ahead of ours is not
@@ -308,6 +316,7 @@ impl Progress {
             timeline: self.identity.timeline,
             position: self.position,
             reach: self.reach,
+            half_sent: self.parts.half_sent(self.position),
             committed_at_us: self.committed_at_us,
             current_at_us: self.current_at_us,
             wal_end: self.wal_end.max(self.position),

@@ -14,6 +14,7 @@ mod random;
 mod reads;
 mod replication;
 mod silence;
+mod spanning;
 mod startup;
 mod streaming;
 mod takeover;

@@ -50,6 +50,10 @@ pub struct Checkpoint {
     pub position: Lsn,
     /// The highest LSN whose effects the topics may hold.
     pub reach: Lsn,
+    /// The transaction of which only a part has been sent. None: there is none, or an older
+    /// version wrote this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub half_sent: Option<HalfSent>,
     /// Commit time of the last transaction sent, microseconds since 1970; none yet: null.
     pub committed_at_us: Option<i64>,
     /// When `position` was last known to be all that the source had, microseconds since 1970.
@@ -63,6 +67,23 @@ pub struct Checkpoint {
     pub quarantine: BTreeMap<i32, i64>,
     /// Per table (`schema.name`) what the topics know of it.
     pub tables: BTreeMap<String, TableState>,
+}
+
+/// How much of a transaction of the source the topics have. The next writer goes on behind it.
+///
+/// Changes are the messages INSERT, UPDATE, DELETE and TRUNCATE of the output plugin, protocol
+/// version 1, in the order in which they come, whatever became of each: an event, two, none. Of
+/// the same log PostgreSQL makes the same messages again, whoever asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HalfSent {
+    /// Where its commit record begins, as BEGIN says: which transaction it is.
+    pub commit_lsn: Lsn,
+    /// Its id, without the upper half.
+    pub xid: u32,
+    /// So many of its changes have been sent, from the first on.
+    pub changes: u64,
+    /// LSN of the last of them, by which the next writer knows the place again.
+    pub change_lsn: Lsn,
 }
 
 /// What the topics know of one table, and how far its reads are.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kafka::checkpoint::{KeyRange, Read, ReadRequest, Reconcile, RunningRead};
+use kafka::checkpoint::{HalfSent, KeyRange, Read, ReadRequest, Reconcile, RunningRead};
 use kafka::event::{Envelope, Op, Source};
 use kafka::quarantine::{Quarantined, Reason, Sent};
 use kafka::{Checkpoint, Definition, Lsn, TableState};
@@ -59,6 +59,12 @@ fn a_checkpoint_is_written_as_ever() {
         timeline: 2,
         position: Lsn(0x1_0000_2A3C),
         reach: Lsn(0x1_0000_2A40),
+        half_sent: Some(HalfSent {
+            commit_lsn: Lsn(0x1_0000_2A3F),
+            xid: 771,
+            changes: 20_000,
+            change_lsn: Lsn(0x1_0000_2A3D),
+        }),
         committed_at_us: Some(1_763_900_001_000_001),
         current_at_us: None,
         wal_end: Lsn(0x1_0000_2A48),
@@ -83,7 +89,7 @@ fn a_checkpoint_is_written_as_ever() {
     assert!(!record.is_whole());
 }
 
-/// As the version before quarantine and definitions wrote it.
+/// As the version before quarantine, definitions and parts of transactions wrote it.
 #[test]
 fn a_checkpoint_of_an_older_version_is_understood() {
     let written = r#"{"epoch":5,"system_identifier":"7","timeline":1,"position":"0/10",
@@ -93,6 +99,7 @@ fn a_checkpoint_of_an_older_version_is_understood() {
     let record: Checkpoint = serde_json::from_str(written).unwrap();
     assert!(record.is_whole());
     assert!(record.quarantine.is_empty());
+    assert_eq!(record.half_sent, None);
 }
 
 #[test]
@@ -197,11 +204,18 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn any_part()(commit: u64, xid: u32, changes: u64, change: u64) -> HalfSent {
+        HalfSent { commit_lsn: Lsn(commit), xid, changes, change_lsn: Lsn(change) }
+    }
+}
+
+prop_compose! {
     fn any_checkpoint()(
         epoch: u64,
         timeline: u32,
         position: u64,
         reach: u64,
+        half_sent in prop::option::of(any_part()),
         wal_end: u64,
         times: (Option<i64>, Option<i64>),
         offsets in prop::collection::btree_map(
@@ -218,6 +232,7 @@ prop_compose! {
             timeline,
             position: Lsn(position),
             reach: Lsn(reach),
+            half_sent,
             committed_at_us: times.0,
             current_at_us: times.1,
             wal_end: Lsn(wal_end),

@@ -224,6 +224,7 @@ pub(crate) fn record(position: u64, reach: u64, offsets: Offsets) -> Checkpoint 
         timeline: 1,
         position: Lsn(position),
         reach: Lsn(reach),
+        half_sent: None,
         committed_at_us: None,
         current_at_us: None,
         wal_end: Lsn(position),

@@ -349,6 +349,7 @@ impl Feed {
             timeline: 1,
             position: Lsn(self.lsn),
             reach: Lsn(self.lsn + u64::from(!is_whole)),
+            half_sent: None,
             committed_at_us: None,
             current_at_us: None,
             wal_end: Lsn(self.lsn),

@@ -102,6 +102,25 @@ pub enum ReplicationMessage {
     },
 }
 
+impl ReplicationMessage {
+    /// Does it change rows? What [`kafka::checkpoint::HalfSent`] counts.
+    pub(crate) fn is_change(&self) -> bool {
+        match self {
+            Self::Insert { .. }
+            | Self::Update { .. }
+            | Self::Delete { .. }
+            | Self::Truncate { .. } => true,
+            Self::Begin { .. }
+            | Self::Commit { .. }
+            | Self::Relation(_)
+            | Self::Type { .. }
+            | Self::Origin { .. }
+            | Self::Message { .. }
+            | Self::Keepalive { .. } => false,
+        }
+    }
+}
+
 /// A table as the following changes describe it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Relation {

@@ -100,6 +100,10 @@ impl Life<'_> {
         if !matches!(event.message, ReplicationMessage::Keepalive { .. }) {
             self.status.motion().handled();
         }
+        let change = event.message.is_change();
+        if change && self.passes_over(lsn).await? {
+            return Ok(());
+        }
         match event.message {
             ReplicationMessage::Begin {
                 final_lsn,
@@ -127,7 +131,11 @@ impl Life<'_> {
             ReplicationMessage::Type { .. }
             | ReplicationMessage::Origin { .. }
             | ReplicationMessage::Message { .. } => Ok(()),
+        }?;
+        if change {
+            self.progress.change_sent(lsn);
         }
+        Ok(())
     }
 
     /// The source's pulse, about once a second.

@@ -11,7 +11,7 @@ use crate::encode::EncodeError;
 use crate::encode::envelope::{Origin, Snapshot, Value};
 use crate::error::LifeError;
 use crate::life::Life;
-use crate::progress::Disposition;
+use crate::progress::{Disposition, PartDiffers};
 use crate::replication::{Cell, OldRow, Tuple};
 use crate::snapshot::holes::{Filled, Hole};
 
@@ -63,7 +63,18 @@ impl Life<'_> {
         let last_commit = self.progress.position();
         self.progress.pass(commit_lsn);
         self.pass_view().await?;
-        let disposition = self.progress.begin(commit_lsn);
+        let disposition = self.progress.begin(commit_lsn, xid);
+        if let Some(part) = self.progress.part_to_pass() {
+            let changes = part.changes;
+            tracing::info!(
+                xid,
+                changes,
+                "transaction {xid} of the source goes on behind its first {changes} changes, \
+                 which were sent before the takeover"
+            );
+            // What is passed over does not touch a kept view's rows; a new one shows them.
+            self.drop_view().await?;
+        }
         let wide_xid = self.pulse.borrow().snapshot.widen(xid);
         if disposition == Disposition::Send {
             self.unsettled.sent(wide_xid);
@@ -84,11 +95,31 @@ impl Life<'_> {
         end_lsn: Lsn,
         commit_time_us: i64,
     ) -> Result<(), LifeError> {
-        if self.transaction.take().is_none() {
+        if self.transaction.is_none() {
             return Err(LifeError::Order("COMMIT outside a transaction"));
         }
+        if let Err(differs) = self.progress.has_passed_part() {
+            return self.send_all_again(differs).await;
+        }
+        self.transaction = None;
         self.progress.commit(commit_lsn, end_lsn, commit_time_us);
         self.pass_view().await
+    }
+
+    /// A change, of one row or a TRUNCATE, at `lsn`: did a predecessor send it?
+    pub(super) async fn passes_over(&mut self, lsn: Lsn) -> Result<bool, LifeError> {
+        match self.progress.passes_over(lsn) {
+            Ok(passes) => Ok(passes),
+            Err(differs) => self.send_all_again(differs).await,
+        }
+    }
+
+    /// Ends the life, so that the slot sends the transaction again, and lets the record say that
+    /// nothing of it may be passed over.
+    async fn send_all_again<T>(&mut self, differs: PartDiffers) -> Result<T, LifeError> {
+        self.progress.distrust_part();
+        self.record().await?;
+        Err(differs.into())
     }
 
     pub(super) async fn insert(

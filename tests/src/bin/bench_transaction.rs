@@ -308,6 +308,7 @@ fn record(lsn: u64, offsets: Offsets) -> Checkpoint {
         timeline: 1,
         position: lsn,
         reach: lsn,
+        half_sent: None,
         committed_at_us: Some(0),
         current_at_us: Some(0),
         wal_end: lsn,

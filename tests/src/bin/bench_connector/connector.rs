@@ -190,6 +190,7 @@ impl<'a> Connectors<'a> {
         let record = Checkpoint {
             position: confirmed,
             reach: confirmed,
+            half_sent: None,
             offsets: Offsets::new(),
             ..template.clone()
         };
