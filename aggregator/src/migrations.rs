@@ -11,7 +11,7 @@ struct Migration {
 }
 
 /// In order. A migration that was released is never changed: its checksum is compared.
-static MIGRATIONS: [Migration; 4] = [
+static MIGRATIONS: [Migration; 6] = [
     Migration {
         version: 1,
         name: "view",
@@ -31,6 +31,16 @@ static MIGRATIONS: [Migration; 4] = [
         version: 4,
         name: "discrepancies",
         sql: include_str!("../migrations/0004_discrepancies.sql"),
+    },
+    Migration {
+        version: 5,
+        name: "definitions",
+        sql: include_str!("../migrations/0005_definitions.sql"),
+    },
+    Migration {
+        version: 6,
+        name: "daily_sales",
+        sql: include_str!("../migrations/0006_daily_sales.sql"),
     },
 ];
 

@@ -1,5 +1,6 @@
 //! The aggregator against a real view database, and a real broker where it is followed.
 
+mod definitions;
 mod discrepancies;
 #[cfg(feature = "faults")]
 mod faults;

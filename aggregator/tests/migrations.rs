@@ -83,8 +83,9 @@ async fn the_publication_has_every_unified_table_with_its_whole_old_row() -> Res
         WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND relreplident = 'f'
         ORDER BY 1";
     let expected = json!([
-        {"tablename": "customers"}, {"tablename": "discrepancies"}, {"tablename": "orders"}, {"tablename": "positions"},
-        {"tablename": "products"}, {"tablename": "quarantine"}, {"tablename": "transactions"},
+        {"tablename": "customers"}, {"tablename": "daily_sales"}, {"tablename": "discrepancies"},
+        {"tablename": "orders"}, {"tablename": "positions"}, {"tablename": "products"},
+        {"tablename": "quarantine"}, {"tablename": "transactions"},
     ]);
     assert_eq!(database.rows(published).await?, expected);
     assert_eq!(database.rows(tables).await?, expected);

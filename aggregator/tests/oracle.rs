@@ -14,7 +14,7 @@ const TIME: &str = "replace(left((d.date AT TIME ZONE 'UTC')::text, 19), ' ', 'T
 
 /// A unified table and the SELECT that it must equal, `revision` aside. `$warehouse` and so on
 /// stand for whether that source is known.
-const JOINS: [(&str, &str); 5] = [
+const JOINS: [(&str, &str); 6] = [
     (
         "SELECT id, order_id, amount, details, unknown FROM public.transactions",
         "SELECT x.id, x.order_id, coalesce(sum(d.sum), 0.00) AS amount,
@@ -102,6 +102,13 @@ const JOINS: [(&str, &str); 5] = [
             SELECT DISTINCT ON (item_id) item_id AS id, quantity FROM warehouse.wh_quantity
             WHERE $warehouse ORDER BY item_id, wh_quantity.id DESC
         ) AS q USING (id)",
+    ),
+    (
+        "SELECT day, product_id, orders, units, revenue, unknown FROM public.daily_sales",
+        "SELECT date_trunc('day', o.date, 'UTC')::timestamp::date, l.item_id,
+            count(DISTINCT o.id), sum(l.quantity), sum(l.unit_price * l.quantity), '{}'::text[]
+        FROM sales.sls_orderdetail AS l JOIN sales.sls_order AS o ON o.id = l.order_id
+        WHERE $sales GROUP BY 1, 2",
     ),
     (
         "SELECT id, rule, systems, resource, key, detail,

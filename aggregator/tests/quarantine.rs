@@ -16,6 +16,7 @@ async fn degraded(database: &Database) -> Result<Json> {
     database
         .rows(
             "SELECT 'customer' AS row, id FROM public.customers WHERE degraded
+            UNION ALL SELECT 'day', product_id FROM public.daily_sales WHERE degraded
             UNION ALL SELECT 'order', id FROM public.orders WHERE degraded
             UNION ALL SELECT 'product', id FROM public.products WHERE degraded
             UNION ALL SELECT 'transaction', id FROM public.transactions WHERE degraded
@@ -48,6 +49,7 @@ async fn a_price_that_is_no_number_degrades_its_rows_until_a_good_one_comes() ->
     );
     let all = json!([
         {"row": "customer", "id": 1}, {"row": "customer", "id": 2},
+        {"row": "day", "id": 1}, {"row": "day", "id": 2},
         {"row": "order", "id": 1}, {"row": "order", "id": 2}, {"row": "product", "id": 1},
     ]);
     assert_eq!(degraded(&database).await?, all);
@@ -88,7 +90,8 @@ async fn an_infinite_booking_degrades_transaction_order_and_customer() -> Result
     assert_eq!(
         degraded(&database).await?,
         json!([
-            {"row": "customer", "id": 1}, {"row": "order", "id": 1}, {"row": "transaction", "id": 1},
+            {"row": "customer", "id": 1}, {"row": "day", "id": 1}, {"row": "day", "id": 2},
+            {"row": "order", "id": 1}, {"row": "transaction", "id": 1},
         ])
     );
     unified_tables_equal_joins(&database, &aggregator::SOURCES).await?;
@@ -121,6 +124,7 @@ async fn what_is_no_event_at_all_is_set_aside_and_the_rest_goes_on() -> Result<(
         degraded(&database).await?,
         json!([
             {"row": "customer", "id": 1}, {"row": "customer", "id": 5},
+            {"row": "day", "id": 1}, {"row": "day", "id": 2},
             {"row": "order", "id": 1}, {"row": "order", "id": 5},
         ])
     );

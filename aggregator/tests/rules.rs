@@ -9,6 +9,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Value as Json, json};
 
 use crate::Database;
+use crate::oracle::unified_tables_equal_joins;
 use crate::shop::{DETAIL, LINE, ORDER, Shop, TRANSACTION};
 
 /// Order 1 of customer 1 with two lines, 10.00 together, and transaction 1 that pays 4.00;
@@ -126,6 +127,60 @@ async fn contributions_a_paid_order_takes_its_payments_to_its_new_customer() -> 
     let expected = json!([{"id": 2, "paid": "4.00", "balance": "6.00"}]);
     assert_eq!(paid(&database, "customers").await?, expected);
     Ok(())
+}
+
+/// An order moves to another day, and a line to an order of a third; nothing stays behind, and
+/// what is undone leaves nothing.
+#[tokio::test]
+async fn old_contributions_an_order_that_moves_to_another_day_takes_its_sales_along() -> Result<()>
+{
+    let database = Database::new().await?;
+    let (mut view, mut shop) = begin(&database).await?;
+    let sold = async || {
+        let sql = "SELECT day::text || ' ' || product_id AS row, orders, units, revenue::text
+            FROM public.daily_sales ORDER BY day, product_id";
+        database.rows(sql).await
+    };
+    let row =
+        |row: &str, revenue: &str| json!({"row": row, "orders": 1, "units": 1, "revenue": revenue});
+    let first = json!([row("2024-01-01 1", "6.00"), row("2024-01-01 2", "4.00")]);
+    assert_eq!(sold().await?, first);
+    let dated = |shop: &mut Shop, id: i64, date: &str| {
+        let row = json!({"id": id, "customer_id": id, "date": date});
+        shop.sales.put(ORDER, row);
+    };
+    dated(&mut shop, 1, "2024-01-31T23:59:59.999999Z");
+    apply(&mut view, &mut shop, "sales").await?;
+    let moved = json!([row("2024-01-31 1", "6.00"), row("2024-01-31 2", "4.00")]);
+    assert_eq!(sold().await?, moved);
+    dated(&mut shop, 2, "2024-02-01T00:00:00.000000Z");
+    let line = json!({"id": 2, "item_id": 2, "unit_price": "4.00", "quantity": 1, "order_id": 2});
+    shop.sales.put(LINE, line);
+    apply(&mut view, &mut shop, "sales").await?;
+    let apart = json!([row("2024-01-31 1", "6.00"), row("2024-02-01 2", "4.00")]);
+    assert_eq!(sold().await?, apart);
+    // A line whose order is gone has no day, until its order comes (back).
+    shop.sales.delete(ORDER, 2, false);
+    apply(&mut view, &mut shop, "sales").await?;
+    assert_eq!(sold().await?, json!([row("2024-01-31 1", "6.00")]));
+    dated(&mut shop, 2, "2024-02-01T00:00:00.000000Z");
+    apply(&mut view, &mut shop, "sales").await?;
+    assert_eq!(sold().await?, apart);
+    unified_tables_equal_joins(&database, &aggregator::SOURCES).await
+}
+
+/// Two lines of one product in an order, which its source forbids and a mirror does not: one order.
+#[tokio::test]
+async fn an_order_counts_once_a_day_and_product_however_many_lines_it_has() -> Result<()> {
+    let database = Database::new().await?;
+    let (mut view, mut shop) = begin(&database).await?;
+    let line = json!({"id": 3, "item_id": 1, "unit_price": "6.00", "quantity": 2, "order_id": 1});
+    shop.sales.put(LINE, line);
+    apply(&mut view, &mut shop, "sales").await?;
+    let sold = "SELECT orders, units, revenue::text FROM public.daily_sales WHERE product_id = 1";
+    let expected = json!([{"orders": 1, "units": 3, "revenue": "18.00"}]);
+    assert_eq!(database.rows(sold).await?, expected);
+    unified_tables_equal_joins(&database, &aggregator::SOURCES).await
 }
 
 #[tokio::test]

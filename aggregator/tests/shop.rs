@@ -129,7 +129,8 @@ impl Shop {
                 ORDER,
                 json!({
                     "id": id, "customer_id": self.random.random_range(1..4),
-                    "date": "2020-02-29T00:00:00.000000Z",
+                    // The last microsecond of a day in UTC, or the first of the next.
+                    "date": if number > 2 { "2020-02-28T23:59:59.999999Z" } else { "2020-02-29T00:00:00.000000Z" },
                 }),
             ),
             2 => self.sales.delete(ORDER, id, lone),

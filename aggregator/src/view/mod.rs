@@ -8,6 +8,7 @@
 //! transactions of their own, and with the first checkpoint all unified rows are computed at
 //! once.
 
+mod definitions;
 pub(crate) mod discrepancies;
 mod fence;
 mod inputs;
@@ -97,6 +98,7 @@ impl View {
         migrate(&session.client, &config.readers, &config.replicators).await?;
         let mut view = Self::take_over(session, sources).await?;
         view.agree(discrepancies).await?;
+        view.fill_changed().await?;
         Ok(view)
     }
 

@@ -82,6 +82,16 @@ impl Statements {
         known: &Known,
         revision: &str,
     ) -> Result<u64, Error> {
+        Self::compute(client, known, revision, &RESOURCES).await
+    }
+
+    /// The same of these unified tables alone, which must be in their order.
+    pub(super) async fn compute(
+        client: &Client,
+        known: &Known,
+        revision: &str,
+        resources: &[&Resource],
+    ) -> Result<u64, Error> {
         client.batch_execute(SETTINGS_FOR_ALL).await?;
         for table in TABLES {
             client
@@ -89,7 +99,7 @@ impl Statements {
                 .await?;
         }
         let mut rows = 0;
-        for resource in RESOURCES {
+        for resource in resources {
             let sql = resource.all_sql(known);
             if resource.is_private() {
                 client.execute(&sql, &[]).await?;

@@ -126,6 +126,8 @@ impl Moves {
             if old == new {
                 continue;
             }
+            // Not the design: as if what was counted once stayed where it was.
+            let old = old.filter(|_| fault::in_force("old_contributions"));
             for (state, sign) in [(old, -1), (new, 1)] {
                 if let Some(taken) = state {
                     moves.push(sign, taken);
