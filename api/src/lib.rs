@@ -14,6 +14,7 @@ pub mod cache;
 pub mod config;
 pub mod cursor;
 pub mod instant;
+pub mod key;
 mod measure;
 pub mod middleware;
 pub mod parameters;

@@ -1,4 +1,4 @@
-//! What a request asks: its path's id, its query, its `Min-Position`.
+//! What a request asks: its path's key, its query, its `Min-Position`.
 //!
 //! Strict: an unknown parameter, one given twice and one out of bounds are problems that name
 //! it. What is silently ignored today is what a client relies on tomorrow.
@@ -11,6 +11,7 @@ use axum::extract::{FromRequestParts, Path, Query};
 use axum::http::request::Parts;
 
 use crate::Api;
+use crate::key::{RowKey, Table};
 use crate::position::Minimum;
 use crate::problem::Problem;
 
@@ -36,7 +37,8 @@ pub struct Wanted {
 /// `GET` of one row.
 #[derive(Debug)]
 pub struct OneRequest {
-    pub id: i64,
+    /// The path's segments that name the row, decoded.
+    pub segments: Vec<String>,
     pub wanted: Wanted,
 }
 
@@ -54,18 +56,34 @@ pub struct PlainRequest {
     pub wanted: Wanted,
 }
 
+impl OneRequest {
+    /// The key of the row that the path names.
+    ///
+    /// # Errors
+    /// A segment that is no value of its column.
+    pub fn key(&self, table: &Table) -> Result<RowKey, Problem> {
+        RowKey::from_path(table, &self.segments).map_err(|wrong| Problem::InvalidId {
+            name: wrong.column.name,
+            expected: wrong.expected(),
+            given: wrong.given,
+        })
+    }
+}
+
 impl FromRequestParts<Arc<Api>> for OneRequest {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, Problem> {
-        let Path(id) = Path::<String>::from_request_parts(parts, api)
+        let Path(segments) = Path::<Vec<String>>::from_request_parts(parts, api)
             .await
             .map_err(|_| Problem::InvalidId {
+                name: "id",
                 given: parts.uri.path().to_owned(),
+                expected: "percent-encoded UTF-8",
             })?;
         let given = Given::read(parts, OF_ONE)?;
         Ok(Self {
-            id: parse_id(&id)?,
+            segments,
             wanted: wanted(parts, &given, api)?,
         })
     }
@@ -156,16 +174,6 @@ fn wanted(parts: &Parts, given: &Given, api: &Api) -> Result<Wanted, Problem> {
     })
 }
 
-/// One row has one URL: no plus, no leading zeros.
-fn parse_id(text: &str) -> Result<i64, Problem> {
-    text.parse()
-        .ok()
-        .filter(|id: &i64| id.to_string() == text)
-        .ok_or_else(|| Problem::InvalidId {
-            given: text.to_owned(),
-        })
-}
-
 fn is_plain_number(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_digit())
 }
@@ -197,14 +205,6 @@ mod tests {
         fn a_number_in_bounds_is_taken(limit in 1_u64..=1000) {
             let given = read(&format!("limit={limit}")).unwrap();
             prop_assert_eq!(given.number("limit", 1..=1000, 50), Ok(limit));
-        }
-
-        #[test]
-        fn an_id_is_written_in_one_way(id: i64) {
-            prop_assert_eq!(parse_id(&id.to_string()), Ok(id));
-            let (padded, signed) = (format!("0{id}"), format!("+{id}"));
-            prop_assert!(parse_id(&padded).is_err());
-            prop_assert!(parse_id(&signed).is_err());
         }
     }
 

@@ -34,12 +34,15 @@ pub enum Problem {
     },
     InvalidCursor,
     InvalidId {
+        /// The part of the path.
+        name: &'static str,
         given: String,
+        expected: &'static str,
     },
     InvalidMinPosition(MinimumError),
     NotFound {
         resource: &'static str,
-        id: i64,
+        key: String,
         positions: Arc<Positions>,
     },
     NoSuchRoute {
@@ -147,7 +150,7 @@ impl Problem {
             Self::InvalidId { .. } => (
                 StatusCode::BAD_REQUEST,
                 "invalid_id",
-                "The id is not a number",
+                "The path names no row that there can be",
             ),
             Self::InvalidMinPosition(_) => (
                 StatusCode::BAD_REQUEST,
@@ -236,13 +239,14 @@ impl Problem {
                 list answered, unchanged; leave it out to begin at the first page"
                     .to_owned()
             }
-            Self::InvalidId { given } => format!(
-                "the id {given:?} must be a whole number from -9223372036854775808 to \
-                 9223372036854775807, written without leading zeros or plus"
-            ),
+            Self::InvalidId {
+                name,
+                given,
+                expected,
+            } => format!("the {name} {given:?} must be {expected}"),
             Self::InvalidMinPosition(error) => format!("the header Min-Position: {error}"),
-            Self::NotFound { resource, id, .. } => {
-                format!("there is no row {id} in {resource} at the position in View-Position")
+            Self::NotFound { resource, key, .. } => {
+                format!("there is no row {key} in {resource} at the position in View-Position")
             }
             Self::NoSuchRoute { path } => {
                 format!("there is nothing at {path:?}; /openapi.json lists the routes")
@@ -285,7 +289,7 @@ impl Problem {
             }
             Self::InvalidParameter { name, .. } => Some((*name).to_owned()),
             Self::InvalidCursor => Some("cursor".to_owned()),
-            Self::InvalidId { .. } => Some("id".to_owned()),
+            Self::InvalidId { name, .. } => Some((*name).to_owned()),
             Self::InvalidMinPosition(_) => Some("Min-Position".to_owned()),
             Self::NotFound { .. }
             | Self::NoSuchRoute { .. }

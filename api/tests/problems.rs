@@ -26,12 +26,14 @@ fn problems() -> Vec<Problem> {
         },
         Problem::InvalidCursor,
         Problem::InvalidId {
+            name: "id",
             given: "x".to_owned(),
+            expected: "a whole number",
         },
         Problem::InvalidMinPosition(minimum),
         Problem::NotFound {
             resource: "orders",
-            id: 7,
+            key: "7".to_owned(),
             positions: positions.clone(),
         },
         Problem::NoSuchRoute {

@@ -36,6 +36,14 @@ pub(crate) async fn seed(world: &World) -> Result<()> {
              INSERT INTO public.transactions VALUES
                  (1, 999, 5, '[{\"amount\": \"5.00\", \"booked_at\": \"2020-01-01T00:00:00.000000Z\", \"id\": 8}]',
                  '{}', false, '1700000000-000000000001');
+             INSERT INTO public.daily_sales
+             SELECT day::date, product, 2, 3, 74.7, '{}', false, '1700000000-000000000001'
+             FROM generate_series('2020-01-30'::timestamp, '2020-02-01', '1 day') day,
+                 generate_series(1, 3) product;
+             INSERT INTO public.daily_sales VALUES
+                 ('2018-01-01', 144, 1, 6, 49.08, '{}', false, '1700000000-000000000001'),
+                 ('0044-03-15 BC', 7, 1, 1, 5, '{}', true, '1700000000-000000000001'),
+                 ('12020-01-01', 7, 1, 1, 5, '{}', false, '1700000000-000000000001');
              UPDATE public.positions SET epoch = 1700000000, lsn = '0/1A', lag_bytes = 16, current_at = now()
              WHERE source = 'sales'",
         )
@@ -99,6 +107,7 @@ async fn rows_are_as_the_model_says() -> Result<()> {
             "order while accounting loads": one("/v1/orders/3").await?,
             "customer": one("/v1/customers/5").await?,
             "transaction": one("/v1/transactions/1").await?,
+            "daily sales": one("/v1/daily-sales/2020-01-31/2").await?,
         })
     );
     instance
@@ -363,5 +372,44 @@ async fn slow_and_broken_clients_are_closed() -> Result<()> {
         let got = String::from_utf8_lossy(&got);
         ensure!(got.starts_with(answer), "sent {sent:.40?}, got {got:?}");
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn daily_sales_are_listed_by_day_and_found_by_day_and_product() -> Result<()> {
+    let instance = begin(&[]).await?;
+    let (mut seen, mut path) = (Vec::new(), "/v1/daily-sales?limit=2".to_owned());
+    loop {
+        let page = instance.get(&path).await?.json()?;
+        for row in page["data"].as_array().context("data")? {
+            let (day, product) = (&row["day"], &row["product_id"]);
+            seen.push(format!("{}/{product}", day.as_str().context("a day")?));
+        }
+        match page["next_cursor"].as_str() {
+            Some(cursor) => path = format!("/v1/daily-sales?limit=2&cursor={cursor}"),
+            None => break,
+        }
+    }
+    let days = ["2020-01-30", "2020-01-31", "2020-02-01"];
+    let days = days
+        .iter()
+        .flat_map(|day| (1..4).map(move |id| format!("{day}/{id}")));
+    let mut expected = vec!["-0043-03-15/7".to_owned(), "2018-01-01/144".to_owned()];
+    expected.extend(days);
+    expected.push("+12020-01-01/7".to_owned());
+    ensure!(seen == expected, "{seen:?}");
+    let missing = instance.get("/v1/daily-sales/2020-01-31/4").await?;
+    missing.problem(404, "not_found")?;
+    for (path, parameter) in [
+        ("2020-02-30/1", "day"),
+        ("2020-1-31/1", "day"),
+        ("2020-01-31/01", "product_id"),
+    ] {
+        let answer = instance.get(&format!("/v1/daily-sales/{path}")).await?;
+        let problem = answer.problem(400, "invalid_id")?;
+        ensure!(problem["parameter"] == parameter, "{path}: {problem}");
+    }
+    let alone = instance.get("/v1/daily-sales/2020-01-31").await?;
+    alone.problem(404, "no_such_route")?;
     Ok(())
 }

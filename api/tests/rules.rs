@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
+use serde_json::json;
 use tokio::task::JoinHandle;
 
 use crate::harness::instance::Instance;
@@ -52,6 +53,36 @@ fn begin_to_look(
 ) -> JoinHandle<Result<(Option<String>, At)>> {
     let (truth, instance) = (world.truth.clone(), instance.clone());
     tokio::spawn(async move { look(&truth, &instance, 1).await })
+}
+
+/// A day is a text in a path and a number in an event, and still names one row.
+#[tokio::test]
+async fn an_event_evicts_the_row_that_its_day_and_product_name() -> Result<()> {
+    let (mut world, instance) = begin(&[]).await?;
+    world
+        .view
+        .batch_execute(
+            "INSERT INTO public.daily_sales
+            VALUES ('2018-01-01', 144, 1, 6, 49.08, '{}', false, '')",
+        )
+        .await?;
+    let units = async || -> Result<Option<i64>> {
+        let answer = instance.get("/v1/daily-sales/2018-01-01/144").await?;
+        Ok(answer.json()?["units"].as_i64())
+    };
+    ensure!(units().await? == Some(6));
+    world
+        .view
+        .batch_execute("UPDATE public.daily_sales SET units = 7")
+        .await?;
+    ensure!(units().await? == Some(6), "it was not cached");
+    let key = json!({"day": 17_532, "product_id": 144}).to_string();
+    let event = json!({"before": null, "after": {"units": 7}, "op": "u"}).to_string();
+    world.feed.send("daily_sales", &key, Some(&event)).await?;
+    let at = world.change(&[(1, Some("new"))]).await?;
+    instance.wait_until_fed(at).await?;
+    ensure!(units().await? == Some(7), "it was not evicted");
+    Ok(())
 }
 
 async fn exceeds(instance: &Instance, metric: &str, before: f64) -> Result<()> {

@@ -19,10 +19,12 @@ use service::fault;
 use tokio_util::sync::CancellationToken;
 
 use super::positions::{PositionsTable, SourceRow};
-use super::{Cache, CachedRow, FeedPosition, Table};
+use super::{Cache, CachedRow, FeedPosition};
 use crate::config::Config;
+use crate::key::RowKey;
 use crate::measure;
 use crate::query::View;
+use crate::route::TABLES;
 
 /// The source that is the view itself.
 const UNIFIED: &str = "unified";
@@ -39,6 +41,8 @@ enum FeedError {
         #[source]
         source: serde_json::Error,
     },
+    #[error("an event of {table} has another key than the table")]
+    Key { table: Arc<str> },
     #[error("the positions that the feed told do not parse: {0}")]
     Positions(#[source] anyhow::Error),
 }
@@ -139,7 +143,7 @@ impl Feed<'_> {
     }
 
     fn follower(&self, standing: Standing) -> Result<Follower, FollowerError> {
-        let mut tables: Vec<_> = Table::ALL.map(|table| table.name().to_owned()).into();
+        let mut tables: Vec<_> = TABLES.map(|table| table.name.to_owned()).into();
         tables.push(POSITIONS.to_owned());
         let options = FollowerOptions {
             step_events_max: self.config.cache.step_events_max,
@@ -217,13 +221,13 @@ impl Feed<'_> {
 
     async fn evict(&self, events: &[Event]) -> Result<(), FeedError> {
         for event in events {
-            let table = Table::ALL
-                .into_iter()
-                .find(|table| table.name() == &*event.table);
+            let table = TABLES.into_iter().find(|table| table.name == &*event.table);
             let Some(table) = table else { continue };
-            let key: IdKey = parse(event, &event.key)?;
+            let row = RowKey::from_event(&table, &event.key).ok_or_else(|| FeedError::Key {
+                table: event.table.clone(),
+            })?;
             let changed = || changed_row(event);
-            self.cache.evict(table, key.id, changed).await;
+            self.cache.evict(table, &row, changed).await;
         }
         Ok(())
     }
@@ -279,11 +283,6 @@ fn parse<'a, T: Deserialize<'a>>(event: &Event, json: &'a [u8]) -> Result<T, Fee
         table: event.table.clone(),
         source,
     })
-}
-
-#[derive(Deserialize)]
-struct IdKey {
-    id: i64,
 }
 
 #[derive(Deserialize)]

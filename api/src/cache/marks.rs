@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use service::fault;
 
-use super::Table;
+use crate::key::{RowKey, Table};
 use crate::revision::Revision;
 
 /// A fixed array of marks. No lock is held across an await.
@@ -38,10 +38,10 @@ impl Marks {
 
     /// An event for this key was read; until [`open`](Self::open) no read of it is cached.
     /// Answers the generation whose entry is to be evicted.
-    pub(super) fn close(&self, table: Table, id: i64) -> u64 {
+    pub(super) fn close(&self, table: Table, row: &RowKey) -> u64 {
         let mut state = self.state();
         if fault::in_force("event_closes_mark") {
-            let place = place(&state, table, id);
+            let place = place(&state, table, row);
             if state.marks[place].take().is_some() {
                 state.closed.push(place);
             }
@@ -81,9 +81,15 @@ impl Marks {
     }
 
     /// May a read at `revision`, begun in `generation`, be cached?
-    pub(super) fn admit(&self, generation: u64, table: Table, id: i64, revision: Revision) -> bool {
+    pub(super) fn admit(
+        &self,
+        generation: u64,
+        table: Table,
+        row: &RowKey,
+        revision: Revision,
+    ) -> bool {
         let state = self.state();
-        let mark = state.marks[place(&state, table, id)];
+        let mark = state.marks[place(&state, table, row)];
         let open = !fault::in_force("marks") || mark.is_some_and(|mark| mark <= revision);
         generation == state.generation && open
     }
@@ -94,9 +100,9 @@ impl Marks {
     }
 }
 
-fn place(state: &State, table: Table, id: i64) -> usize {
+fn place(state: &State, table: Table, row: &RowKey) -> usize {
     let mut hasher = DefaultHasher::new();
-    (table, id).hash(&mut hasher);
+    (table.name, row).hash(&mut hasher);
     let marks = state.marks.len() as u64;
     usize::try_from(hasher.finish() % marks).unwrap_or(0)
 }
@@ -104,6 +110,20 @@ fn place(state: &State, table: Table, id: i64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::key::ID;
+
+    const ORDERS: Table = Table {
+        name: "public.orders",
+        key: ID,
+    };
+    const PRODUCTS: Table = Table {
+        name: "public.products",
+        key: ID,
+    };
+
+    fn row(id: &str) -> RowKey {
+        RowKey::from_path(&ORDERS, &[id.to_owned()]).unwrap()
+    }
 
     const OLD: Revision = Revision {
         writer: 1,
@@ -118,18 +138,18 @@ mod tests {
     fn a_read_older_than_the_last_change_of_its_key_is_not_admitted() {
         let marks = Marks::new(16);
         let generation = marks.start(OLD);
-        assert!(marks.admit(generation, Table::Orders, 5, OLD));
-        marks.close(Table::Orders, 5);
+        assert!(marks.admit(generation, ORDERS, &row("5"), OLD));
+        marks.close(ORDERS, &row("5"));
         assert!(
-            !marks.admit(generation, Table::Orders, 5, NEW),
+            !marks.admit(generation, ORDERS, &row("5"), NEW),
             "its mark is closed"
         );
         marks.open(NEW);
         assert!(
-            !marks.admit(generation, Table::Orders, 5, OLD),
+            !marks.admit(generation, ORDERS, &row("5"), OLD),
             "it is older than the mark"
         );
-        assert!(marks.admit(generation, Table::Orders, 5, NEW));
+        assert!(marks.admit(generation, ORDERS, &row("5"), NEW));
     }
 
     #[test]
@@ -137,10 +157,10 @@ mod tests {
         let marks = Marks::new(16);
         let generation = marks.start(OLD);
         marks.start(OLD);
-        assert!(!marks.admit(generation, Table::Orders, 5, NEW));
+        assert!(!marks.admit(generation, ORDERS, &row("5"), NEW));
         let generation = marks.forget();
         assert!(
-            !marks.admit(generation, Table::Orders, 5, NEW),
+            !marks.admit(generation, ORDERS, &row("5"), NEW),
             "nothing is open yet"
         );
     }
@@ -149,9 +169,9 @@ mod tests {
     fn keys_that_share_a_mark_are_closed_together() {
         let marks = Marks::new(1);
         let generation = marks.start(OLD);
-        marks.close(Table::Products, 1);
-        assert!(!marks.admit(generation, Table::Orders, 5, NEW));
+        marks.close(PRODUCTS, &row("1"));
+        assert!(!marks.admit(generation, ORDERS, &row("5"), NEW));
         marks.open(NEW);
-        assert!(marks.admit(generation, Table::Orders, 5, NEW));
+        assert!(marks.admit(generation, ORDERS, &row("5"), NEW));
     }
 }

@@ -22,38 +22,10 @@ use tokio::sync::watch;
 use self::marks::Marks;
 pub use self::positions::SourceRow;
 use crate::config::CacheConfig;
+use crate::key::{RowKey, Table};
 use crate::measure;
 use crate::position::{Minimum, Positions};
 use crate::revision::Revision;
-
-/// The tables of the view that have cached rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Table {
-    Products,
-    Orders,
-    Customers,
-    Transactions,
-}
-
-impl Table {
-    pub const ALL: [Self; 4] = [
-        Self::Products,
-        Self::Orders,
-        Self::Customers,
-        Self::Transactions,
-    ];
-
-    /// As the feed names it, `schema.table`.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Products => "public.products",
-            Self::Orders => "public.orders",
-            Self::Customers => "public.customers",
-            Self::Transactions => "public.transactions",
-        }
-    }
-}
 
 /// A row as it is answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,11 +60,21 @@ pub struct FeedPosition {
 
 /// The generation stands in the key, so that a start over makes all older entries, and the
 /// ones that slow reads may still insert, unreachable at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key {
     generation: u64,
-    table: Table,
-    id: i64,
+    table: &'static str,
+    row: RowKey,
+}
+
+impl Key {
+    fn of(generation: u64, table: Table, row: &RowKey) -> Self {
+        Self {
+            generation,
+            table: table.name,
+            row: row.clone(),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -152,21 +134,15 @@ impl Cache {
     }
 
     /// What is cached for a row, as seen from an instance's position.
-    pub async fn look(&self, position: &FeedPosition, table: Table, id: i64) -> Option<Entry> {
-        let generation = position.generation;
-        self.entries
-            .get(&Key {
-                generation,
-                table,
-                id,
-            })
-            .await
+    pub async fn look(&self, position: &FeedPosition, table: Table, row: &RowKey) -> Option<Entry> {
+        let key = Key::of(position.generation, table, row);
+        self.entries.get(&key).await
     }
 
     /// A read that was begun at `position` found this. It is kept only if nothing changed the
     /// row since, as far as the feed knows; looking at the mark and inserting are one step for
     /// this key, which `evict` cannot come between.
-    pub async fn offer(&self, position: &FeedPosition, table: Table, id: i64, entry: Entry) {
+    pub async fn offer(&self, position: &FeedPosition, table: Table, row: &RowKey, entry: Entry) {
         if entry
             .row
             .as_ref()
@@ -175,7 +151,7 @@ impl Cache {
             return measure::offer(measure::Offer::TooLarge);
         }
         let generation = position.generation;
-        let admit = || self.marks.admit(generation, table, id, entry.revision);
+        let admit = || self.marks.admit(generation, table, row, entry.revision);
         let admitted_before = if fault::in_force("look_and_insert_are_one") {
             None
         } else {
@@ -183,11 +159,7 @@ impl Cache {
             fault::point("api.between_look_and_insert").await;
             Some(admitted)
         };
-        let key = Key {
-            generation,
-            table,
-            id,
-        };
+        let key = Key::of(generation, table, row);
         let result = self
             .entries
             .entry(key)
@@ -211,14 +183,10 @@ impl Cache {
 
     /// The feed read an event for this row: its mark is closed, then the row is evicted, behind
     /// whoever is inserting it.
-    async fn evict(&self, table: Table, id: i64, changed: impl FnOnce() -> Option<CachedRow>) {
-        let generation = self.marks.close(table, id);
+    async fn evict(&self, table: Table, row: &RowKey, changed: impl FnOnce() -> Option<CachedRow>) {
+        let generation = self.marks.close(table, row);
         fault::point("api.between_close_and_evict").await;
-        let key = Key {
-            generation,
-            table,
-            id,
-        };
+        let key = Key::of(generation, table, row);
         self.entries
             .entry(key)
             .and_compute_with(|kept| {

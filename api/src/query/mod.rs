@@ -23,9 +23,10 @@ use tokio_postgres::{NoTls, Row};
 
 pub use poll::{Waited, Waits};
 
-use crate::cache::{CachedRow, Table};
+use crate::cache::CachedRow;
 use crate::config::ViewConfig;
 use crate::cursor::SortKey;
+use crate::key::{KeyKind, Part, RowKey, Table};
 use crate::measure;
 use crate::position::Positions;
 use crate::revision::Revision;
@@ -42,16 +43,16 @@ pub trait Resource: Serialize + Sized + Send {
     const NAME: &'static str;
     /// Where its rows are, and whose events evict them.
     const TABLE: Table;
-    /// What is selected, money and times as the API writes them.
+    /// What is selected, money and times as the API writes them; `revision` is among it.
     const COLUMNS: &'static str;
     /// The order of lists, which must be total.
     const ORDER: &'static str = "id";
-    /// What comes after the sort key (`$2`, `$3`) in that order.
+    /// What comes after the sort key (`$2` and on) in that order.
     const AFTER: &'static str = "id > $2";
-    /// How many parts of the sort key `AFTER` uses.
-    const KEY_PARTS: usize = 1;
-    /// Before every row.
-    const FIRST: SortKey = [i64::MIN, 0];
+    /// What the sort key is made of.
+    const SORTED_BY: &'static [KeyKind] = &[KeyKind::Id];
+    /// Which rows of the table the list has.
+    const FILTER: &'static str = "true";
 
     /// # Errors
     /// A column that is missing or of another type than expected.
@@ -169,18 +170,19 @@ impl View {
         self.answers.load(Ordering::Relaxed)
     }
 
-    /// One row by id.
+    /// One row by its key.
     ///
     /// # Errors
     /// The database does not answer.
-    pub async fn one<R: Resource>(&self, id: i64) -> Result<Seen<Option<R>>, ViewError> {
+    pub async fn one<R: Resource>(&self, key: &RowKey) -> Result<Seen<Option<R>>, ViewError> {
         let statement = format!(
             "SELECT s.*, r.* FROM ({SNAPSHOT}) s \
-             LEFT JOIN (SELECT {} FROM {} WHERE id = $1) r ON true",
+             LEFT JOIN (SELECT {} FROM {} WHERE {}) r ON true",
             R::COLUMNS,
-            R::TABLE.name()
+            R::TABLE.name,
+            R::TABLE.condition()
         );
-        let rows = self.read(R::NAME, &statement, &[&id]).await?;
+        let rows = self.read(R::NAME, &statement, &key.parameters()).await?;
         let mut seen = self.seen(&rows)?;
         if !fault::in_force("one_snapshot") {
             fault::point("api.between_row_and_positions").await;
@@ -194,27 +196,29 @@ impl View {
         Ok(seen.with(found.flatten()))
     }
 
-    /// At most `rows_max` rows after `after` in the resource's order.
+    /// At most `rows_max` rows after `after` (none: the first) in the resource's order.
     ///
     /// # Errors
     /// The database does not answer.
     pub async fn page<R: Resource>(
         &self,
-        after: SortKey,
+        after: Option<&[Part]>,
         rows_max: i64,
     ) -> Result<Seen<Vec<R>>, ViewError> {
         // The join promises no order, so the rows are sorted again behind it.
         let statement = format!(
             "SELECT s.*, r.* FROM ({SNAPSHOT}) s LEFT JOIN \
-             (SELECT {} FROM {} WHERE {} ORDER BY {order} LIMIT $1) r ON true ORDER BY {order}",
+             (SELECT {} FROM {} WHERE {} AND {} ORDER BY {order} LIMIT $1) r ON true \
+             ORDER BY {order}",
             R::COLUMNS,
-            R::TABLE.name(),
-            R::AFTER,
+            R::TABLE.name,
+            R::FILTER,
+            after.map_or("true", |_| R::AFTER),
             order = R::ORDER
         );
-        let parameters: [&(dyn ToSql + Sync); 3] = [&rows_max, &after[0], &after[1]];
-        let parameters = &parameters[..=R::KEY_PARTS];
-        let rows = self.read(R::NAME, &statement, parameters).await?;
+        let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![&rows_max];
+        parameters.extend(after.into_iter().flatten().map(Part::parameter));
+        let rows = self.read(R::NAME, &statement, &parameters).await?;
         let seen = self.seen(&rows)?;
         let found: Result<Vec<Option<R>>, _> = rows.iter().map(found::<R>).collect();
         let found = found.map_err(|source| ViewError::Read {
@@ -289,7 +293,7 @@ impl<T> Seen<T> {
 
 /// The row of the resource, unless the join found none.
 fn found<R: Resource>(row: &Row) -> Result<Option<R>, tokio_postgres::Error> {
-    match row.try_get::<_, Option<i64>>("id")? {
+    match row.try_get::<_, Option<&str>>("revision")? {
         Some(_) => R::from_row(row).map(Some),
         None => Ok(None),
     }

@@ -11,8 +11,8 @@ use utoipa::ToSchema;
 use super::one::one;
 use super::page::{Page, page};
 use crate::Api;
-use crate::cache::Table;
 use crate::cursor::SortKey;
+use crate::key::{ID, Part, Table};
 use crate::parameters::{ListRequest, OneRequest};
 use crate::problem::Problem;
 use crate::query::Resource;
@@ -47,7 +47,10 @@ pub struct Customer {
 
 impl Resource for Customer {
     const NAME: &'static str = "customers";
-    const TABLE: Table = Table::Customers;
+    const TABLE: Table = Table {
+        name: "public.customers",
+        key: ID,
+    };
     const COLUMNS: &'static str = "id, order_count, round(ordered, 2)::text AS ordered, \
         round(paid, 2)::text AS paid, round(balance, 2)::text AS balance, \
         unknown, degraded, revision";
@@ -66,7 +69,7 @@ impl Resource for Customer {
     }
 
     fn sort_key(&self) -> SortKey {
-        [self.id, 0]
+        vec![Part::Number(self.id)]
     }
 }
 

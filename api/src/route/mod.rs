@@ -1,6 +1,7 @@
 //! The routes, and the document that describes them.
 
 pub mod customers;
+pub mod daily_sales;
 pub mod one;
 pub mod openapi;
 pub mod orders;
@@ -22,7 +23,18 @@ use utoipa_axum::routes;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use crate::Api;
+use crate::key::Table;
 use crate::problem::Problem;
+use crate::query::Resource as _;
+
+/// The tables of the view that have cached rows.
+pub const TABLES: [Table; 5] = [
+    products::Product::TABLE,
+    orders::Order::TABLE,
+    customers::Customer::TABLE,
+    transactions::Transaction::TABLE,
+    daily_sales::DailySales::TABLE,
+];
 
 /// The resources and their OpenAPI document.
 fn resources() -> OpenApiRouter<Arc<Api>> {
@@ -37,6 +49,8 @@ fn resources() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(transactions::get))
         .routes(routes!(sold_items::list))
         .routes(routes!(sold_items::get))
+        .routes(routes!(daily_sales::list))
+        .routes(routes!(daily_sales::get))
         .routes(routes!(status::get))
 }
 

@@ -9,7 +9,8 @@ use service::fault;
 use tokio::time::Instant;
 
 use crate::Api;
-use crate::cache::{CachedRow, Entry, FeedPosition, Table};
+use crate::cache::{CachedRow, Entry, FeedPosition};
+use crate::key::{RowKey, Table};
 use crate::measure::{self, Look};
 use crate::parameters::OneRequest;
 use crate::position::Positions;
@@ -37,13 +38,13 @@ struct Cached {
 /// # Errors
 /// No such row; the position was not reached; the view does not answer.
 pub async fn one<R: Resource>(api: &Api, request: &OneRequest) -> Result<Response, Problem> {
-    let (id, wanted) = (request.id, &request.wanted);
+    let (key, wanted) = (&request.key(&R::TABLE)?, &request.wanted);
     let started = Instant::now();
     loop {
         // From before looking: what is cached then is the view's row at this position.
         let before = api.cache.position();
         let cached = match &before {
-            Some(before) => look(api, before, R::TABLE, id).await,
+            Some(before) => look(api, before, R::TABLE, key).await,
             None => None,
         };
         if let Some(cached) = &cached
@@ -51,7 +52,7 @@ pub async fn one<R: Resource>(api: &Api, request: &OneRequest) -> Result<Respons
             && wanted.minimum.is_met_by(&cached.answer.positions)
         {
             measure::look(Look::Hit);
-            return Ok(respond::<R>(id, &cached.answer));
+            return Ok(respond::<R>(key, &cached.answer));
         }
         measure::look(match (&before, &cached) {
             (None, _) => Look::Off,
@@ -59,7 +60,7 @@ pub async fn one<R: Resource>(api: &Api, request: &OneRequest) -> Result<Respons
             (Some(_), Some(cached)) if cached.is_fed => Look::Below,
             (Some(_), Some(_)) => Look::Old,
         });
-        let answer = match (read::<R>(api, before.as_deref(), id).await, cached) {
+        let answer = match (read::<R>(api, before.as_deref(), key).await, cached) {
             (Ok(answer), _) => answer,
             (Err(_), Some(cached)) => Answer {
                 is_stale: true,
@@ -70,7 +71,7 @@ pub async fn one<R: Resource>(api: &Api, request: &OneRequest) -> Result<Respons
         if wanted.minimum.is_met_by(&answer.positions)
             || !fault::in_force("min_position_of_the_answer")
         {
-            return Ok(respond::<R>(id, &answer));
+            return Ok(respond::<R>(key, &answer));
         }
         let feed_is_below = before.is_none_or(|at| !wanted.minimum.is_met_by(&at.positions));
         let feed = feed_is_below.then_some(&api.cache);
@@ -80,8 +81,8 @@ pub async fn one<R: Resource>(api: &Api, request: &OneRequest) -> Result<Respons
 
 /// The cached row at the later of two positions: this instance's from before it looked, and
 /// the one the row was read at.
-async fn look(api: &Api, before: &FeedPosition, table: Table, id: i64) -> Option<Cached> {
-    let entry = api.cache.look(before, table, id).await?;
+async fn look(api: &Api, before: &FeedPosition, table: Table, key: &RowKey) -> Option<Cached> {
+    let entry = api.cache.look(before, table, key).await?;
     let later;
     let at = if fault::in_force("position_before_look") {
         before
@@ -110,9 +111,9 @@ async fn look(api: &Api, before: &FeedPosition, table: Table, id: i64) -> Option
 async fn read<R: Resource>(
     api: &Api,
     before: Option<&FeedPosition>,
-    id: i64,
+    key: &RowKey,
 ) -> Result<Answer, Problem> {
-    let seen = api.view.one::<R>(id).await.map_err(Problem::from)?;
+    let seen = api.view.one::<R>(key).await.map_err(Problem::from)?;
     let row = match &seen.found {
         None => None,
         Some(row) => Some(CachedRow {
@@ -127,7 +128,7 @@ async fn read<R: Resource>(
             revision: seen.revision,
             positions: seen.positions.clone(),
         };
-        api.cache.offer(before, R::TABLE, id, entry).await;
+        api.cache.offer(before, R::TABLE, key, entry).await;
     }
     Ok(Answer {
         row,
@@ -136,7 +137,7 @@ async fn read<R: Resource>(
     })
 }
 
-fn respond<R: Resource>(id: i64, answer: &Answer) -> Response {
+fn respond<R: Resource>(key: &RowKey, answer: &Answer) -> Response {
     let mut response = match answer.row.as_ref().filter(|row| R::shows(row)) {
         Some(row) => (
             [(header::CONTENT_TYPE, "application/json")],
@@ -145,7 +146,7 @@ fn respond<R: Resource>(id: i64, answer: &Answer) -> Response {
             .into_response(),
         None => Problem::NotFound {
             resource: R::NAME,
-            id,
+            key: key.to_string(),
             positions: answer.positions.clone(),
         }
         .into_response(),

@@ -34,6 +34,7 @@ use crate::problem::{Problem, ProblemBody};
         (name = "customers", description = "Customers by what they ordered and paid"),
         (name = "transactions", description = "Transactions of accounting"),
         (name = "sold-items", description = "Products that were sold, most sold first"),
+        (name = "daily-sales", description = "What each product sold on each day"),
         (name = "status", description = "How far the view is")
     ),
     components(schemas(ProblemBody))
@@ -69,10 +70,11 @@ fn name_rows(page: &mut RefOr<Schema>, row: &str) {
 }
 
 fn add_to(operation: &mut Operation, path: &str) {
-    let is_one = path.ends_with("{id}");
+    let is_one = path.ends_with('}');
     let is_list = !is_one && path != "/v1/status";
     let mut parameters = Vec::new();
-    if is_one {
+    // Other keys are declared by their routes.
+    if path.ends_with("{id}") {
         parameters.push(
             text(ParameterIn::Path, "id", "Which row.")
                 .required(Required::True)
@@ -123,10 +125,8 @@ fn add_to(operation: &mut Operation, path: &str) {
         .example(Some("sales=0/0".into()))
         .build(),
     );
-    operation
-        .parameters
-        .get_or_insert_default()
-        .splice(0..0, parameters.into_iter().map(RefOr::T));
+    let declared = operation.parameters.get_or_insert_default();
+    declared.extend(parameters.into_iter().map(RefOr::T));
     for response in operation.responses.responses.values_mut() {
         if let RefOr::T(response) = response {
             add_headers(response, is_one);
@@ -154,7 +154,7 @@ fn add_to(operation: &mut Operation, path: &str) {
     if is_one {
         let missing = Problem::NotFound {
             resource: "orders",
-            id: 999_999,
+            key: "999999".to_owned(),
             positions: Arc::default(),
         };
         problems.push(("There is no such row", missing));

@@ -13,8 +13,8 @@ use super::one::one;
 use super::page::{Page, page};
 use super::transactions::Detail;
 use crate::Api;
-use crate::cache::Table;
 use crate::cursor::SortKey;
+use crate::key::{ID, Part, Table};
 use crate::parameters::{ListRequest, OneRequest};
 use crate::problem::Problem;
 use crate::query::Resource;
@@ -92,7 +92,10 @@ pub struct Payment {
 
 impl Resource for Order {
     const NAME: &'static str = "orders";
-    const TABLE: Table = Table::Orders;
+    const TABLE: Table = Table {
+        name: "public.orders",
+        key: ID,
+    };
     // RFC 3339 has four digits for a year; beyond, ISO 8601 has a sign, and 1 BC is the year 0.
     const COLUMNS: &'static str = "id, customer_id, \
         CASE WHEN ordered_at >= '10000-01-01 UTC' THEN '+' \
@@ -124,7 +127,7 @@ impl Resource for Order {
     }
 
     fn sort_key(&self) -> SortKey {
-        [self.id, 0]
+        vec![Part::Number(self.id)]
     }
 }
 

@@ -29,15 +29,17 @@ pub struct Page<T> {
 /// answer.
 pub async fn page<R: Resource>(api: &Api, request: &ListRequest) -> Result<Response, Problem> {
     let after = match &request.cursor {
-        None => R::FIRST,
-        Some(text) => cursor::decode(R::NAME, text).ok_or(Problem::InvalidCursor)?,
+        None => None,
+        Some(text) => {
+            Some(cursor::decode(R::NAME, R::SORTED_BY, text).ok_or(Problem::InvalidCursor)?)
+        }
     };
     let started = Instant::now();
     let seen = loop {
         // One row more than asked tells whether there is another page.
         let seen = api
             .view
-            .page::<R>(after, i64::from(request.limit) + 1)
+            .page::<R>(after.as_deref(), i64::from(request.limit) + 1)
             .await?;
         if request.wanted.minimum.is_met_by(&seen.positions) {
             break seen;
@@ -51,7 +53,7 @@ pub async fn page<R: Resource>(api: &Api, request: &ListRequest) -> Result<Respo
     let next_cursor = data
         .last()
         .filter(|_| goes_on)
-        .map(|last| cursor::encode(R::NAME, last.sort_key()));
+        .map(|last| cursor::encode(R::NAME, &last.sort_key()));
     let page = Json(Page { data, next_cursor });
     Ok(([(VIEW_POSITION, seen.positions.to_header())], page).into_response())
 }

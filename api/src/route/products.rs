@@ -11,8 +11,8 @@ use utoipa::ToSchema;
 use super::one::one;
 use super::page::{Page, page};
 use crate::Api;
-use crate::cache::Table;
 use crate::cursor::SortKey;
+use crate::key::{ID, Part, Table};
 use crate::parameters::{ListRequest, OneRequest};
 use crate::problem::Problem;
 use crate::query::Resource;
@@ -60,7 +60,10 @@ pub struct Product {
 
 impl Resource for Product {
     const NAME: &'static str = "products";
-    const TABLE: Table = Table::Products;
+    const TABLE: Table = Table {
+        name: "public.products",
+        key: ID,
+    };
     const COLUMNS: &'static str = "id, name, description, country_of_origin, \
         round(price, 2)::text AS price, quantity_in_stock, units_sold, \
         round(revenue, 2)::text AS revenue, status, unknown, degraded, revision";
@@ -83,7 +86,7 @@ impl Resource for Product {
     }
 
     fn sort_key(&self) -> SortKey {
-        [self.id, 0]
+        vec![Part::Number(self.id)]
     }
 
     fn is_sold(&self) -> bool {

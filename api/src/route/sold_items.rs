@@ -11,8 +11,9 @@ use super::one::one;
 use super::page::{Page, page};
 use super::products::Product;
 use crate::Api;
-use crate::cache::{CachedRow, Table};
+use crate::cache::CachedRow;
 use crate::cursor::SortKey;
+use crate::key::{KeyKind, Part, Table};
 use crate::parameters::{ListRequest, OneRequest};
 use crate::problem::Problem;
 use crate::query::Resource;
@@ -24,20 +25,20 @@ pub struct SoldItem(Product);
 
 impl Resource for SoldItem {
     const NAME: &'static str = "sold-items";
-    const TABLE: Table = Table::Products;
+    const TABLE: Table = Product::TABLE;
     const COLUMNS: &'static str = Product::COLUMNS;
     const ORDER: &'static str = "units_sold DESC, id";
-    const AFTER: &'static str =
-        "units_sold > 0 AND units_sold <= $2 AND (units_sold < $2 OR id > $3)";
-    const KEY_PARTS: usize = 2;
-    const FIRST: SortKey = [i64::MAX, i64::MIN];
+    const AFTER: &'static str = "units_sold <= $2 AND (units_sold < $2 OR id > $3)";
+    const SORTED_BY: &'static [KeyKind] = &[KeyKind::Id, KeyKind::Id];
+    const FILTER: &'static str = "units_sold > 0";
 
     fn from_row(row: &Row) -> Result<Self, tokio_postgres::Error> {
         Product::from_row(row).map(Self)
     }
 
     fn sort_key(&self) -> SortKey {
-        [self.0.units_sold.unwrap_or(0), self.0.id]
+        let units_sold = self.0.units_sold.unwrap_or(0);
+        vec![Part::Number(units_sold), Part::Number(self.0.id)]
     }
 
     fn is_sold(&self) -> bool {

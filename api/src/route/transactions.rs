@@ -12,8 +12,8 @@ use utoipa::ToSchema;
 use super::one::one;
 use super::page::{Page, page};
 use crate::Api;
-use crate::cache::Table;
 use crate::cursor::SortKey;
+use crate::key::{ID, Part, Table};
 use crate::parameters::{ListRequest, OneRequest};
 use crate::problem::Problem;
 use crate::query::Resource;
@@ -59,7 +59,10 @@ pub struct Detail {
 
 impl Resource for Transaction {
     const NAME: &'static str = "transactions";
-    const TABLE: Table = Table::Transactions;
+    const TABLE: Table = Table {
+        name: "public.transactions",
+        key: ID,
+    };
     const COLUMNS: &'static str =
         "id, order_id, round(amount, 2)::text AS amount, details, unknown, degraded, revision";
 
@@ -77,7 +80,7 @@ impl Resource for Transaction {
     }
 
     fn sort_key(&self) -> SortKey {
-        [self.id, 0]
+        vec![Part::Number(self.id)]
     }
 }
 

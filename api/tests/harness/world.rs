@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 use fixtures::postgres::{Postgres, TEST_PASSWORD};
+use fixtures::stack::unified_tables;
 use kafka::producer::Producer;
 use kafka::topic::{self, Topics};
 use kafka::{Checkpoint, KafkaConfig, Lsn, Offsets, TableState};
@@ -18,14 +19,6 @@ use tokio_postgres::Client;
 
 /// The sources, in turn.
 const SOURCES: [&str; 2] = ["sales", "accounting"];
-const TABLES: [&str; 5] = [
-    "products",
-    "orders",
-    "customers",
-    "transactions",
-    "positions",
-];
-
 /// A state of the view: who wrote it and its number.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct At {
@@ -260,10 +253,11 @@ pub(crate) struct Feed {
 
 impl Feed {
     async fn new(config: &KafkaConfig) -> Result<Self> {
-        let tables: Vec<_> = TABLES.map(|table| topic_of(config, table)).into();
-        let topics = Topics::connect(config)?;
-        topics
-            .ensure(&tables, &topic::checkpoint(config, "unified"))
+        let tables = unified_tables()?;
+        let topics: Vec<_> = tables.iter().map(|table| topic_of(config, table)).collect();
+        let connected = Topics::connect(config)?;
+        connected
+            .ensure(&topics, &topic::checkpoint(config, "unified"))
             .await?;
         let id = format!("{}unified.test", config.topic_prefix);
         Ok(Self {
@@ -324,7 +318,8 @@ impl Feed {
         self.send("positions", &key, Some(&value)).await
     }
 
-    async fn send(&mut self, table: &str, key: &str, value: Option<&str>) -> Result<()> {
+    /// Sends one event; the next checkpoint covers it.
+    pub(crate) async fn send(&mut self, table: &str, key: &str, value: Option<&str>) -> Result<()> {
         let topic = topic_of(&self.config, table);
         let value = value.map(str::as_bytes);
         Ok(self
@@ -355,9 +350,9 @@ impl Feed {
             wal_end: Lsn(self.lsn),
             offsets: self.offsets.clone(),
             quarantine: std::collections::BTreeMap::new(),
-            tables: TABLES
-                .iter()
-                .map(|table| (format!("public.{table}"), known.clone()))
+            tables: unified_tables()?
+                .into_iter()
+                .map(|table| (table, known.clone()))
                 .collect(),
         };
         let topic = topic::checkpoint(&self.config, "unified");
@@ -366,7 +361,8 @@ impl Feed {
 }
 
 fn topic_of(config: &KafkaConfig, table: &str) -> String {
-    topic::table(config, "unified", "public", table)
+    let name = table.trim_start_matches("public.");
+    topic::table(config, "unified", "public", name)
 }
 
 /// The view's schema as the aggregator makes it, and a role that reads as the API's does.
