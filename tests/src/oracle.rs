@@ -13,16 +13,98 @@ use futures_util::{SinkExt, StreamExt, pin_mut};
 use serde_json::Value;
 use tokio_postgres::Client;
 
-/// Rows by id.
-pub type Rows = BTreeMap<i64, Value>;
+/// Rows by primary key.
+pub type Rows = BTreeMap<Key, Value>;
 
-/// The unified tables, and the SQL that makes each from the source tables.
-pub const UNIFIED: [(&str, &str); 4] = [
-    ("products", include_str!("../oracle/products.sql")),
-    ("orders", include_str!("../oracle/orders.sql")),
-    ("customers", include_str!("../oracle/customers.sql")),
-    ("transactions", include_str!("../oracle/transactions.sql")),
+/// The columns of a primary key, in the order of the API's lists.
+pub type Key = Vec<Part>;
+
+/// A value of a key.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    Number(i64),
+    Text(String),
+}
+
+/// A unified table.
+#[derive(Debug, Clone, Copy)]
+pub struct Unified {
+    /// In the view and in topics, without its schema.
+    pub table: &'static str,
+    pub key: &'static [&'static str],
+    /// What makes it from the source tables: `row text` (JSON).
+    sql: &'static str,
+}
+
+/// Every unified table.
+pub const UNIFIED: [Unified; 5] = [
+    Unified {
+        table: "products",
+        key: ID,
+        sql: include_str!("../oracle/products.sql"),
+    },
+    Unified {
+        table: "orders",
+        key: ID,
+        sql: include_str!("../oracle/orders.sql"),
+    },
+    Unified {
+        table: "customers",
+        key: ID,
+        sql: include_str!("../oracle/customers.sql"),
+    },
+    Unified {
+        table: "transactions",
+        key: ID,
+        sql: include_str!("../oracle/transactions.sql"),
+    },
+    Unified {
+        table: "daily_sales",
+        key: &["day", "product_id"],
+        sql: include_str!("../oracle/daily_sales.sql"),
+    },
 ];
+
+/// The key of every table of a source, and of most unified ones.
+pub const ID: &[&str] = &["id"];
+
+impl Unified {
+    /// As the API names it.
+    #[must_use]
+    pub fn path(&self) -> String {
+        self.table.replace('_', "-")
+    }
+}
+
+/// The key of a row.
+///
+/// # Errors
+/// Where a column of it is missing.
+pub fn key(row: &Value, columns: &[&str]) -> Result<Key> {
+    let part = |name: &&str| match &row[*name] {
+        Value::Number(number) => number.as_i64().map(Part::Number),
+        Value::String(text) => Some(Part::Text(text.clone())),
+        _ => None,
+    };
+    let parts = columns.iter().map(part).collect::<Option<_>>();
+    parts.with_context(|| format!("a row without {}: {row}", columns.join(", ")))
+}
+
+impl std::fmt::Display for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Number(number) => number.fmt(f),
+            Self::Text(text) => text.fmt(f),
+        }
+    }
+}
+
+/// As a path has it.
+#[must_use]
+pub fn in_path(key: &[Part]) -> String {
+    let parts: Vec<_> = key.iter().map(ToString::to_string).collect();
+    parts.join("/")
+}
 
 /// A table of a source and its columns, each as SQL that gives the value as an event has it.
 #[derive(Debug, Clone, Copy)]
@@ -125,24 +207,25 @@ impl SourceTable {
             })
             .collect();
         let sql = format!(
-            "select id::bigint, jsonb_build_object({})::text from {schema}.{}",
+            "select jsonb_build_object({})::text from {schema}.{}",
             fields.join(", "),
             self.table
         );
-        rows(client, &sql).await
+        rows(client, &sql, ID).await
     }
 }
 
-/// Runs SQL that gives `id bigint, row text` (JSON).
+/// Runs SQL whose last column is `row text` (JSON).
 ///
 /// # Errors
 /// Where the database refuses or a row is not JSON.
-pub async fn rows(client: &Client, sql: &str) -> Result<Rows> {
+pub async fn rows(client: &Client, sql: &str, columns: &[&str]) -> Result<Rows> {
     let mut rows = Rows::new();
     for row in client.query(sql, &[]).await? {
-        let (id, json): (i64, String) = (row.get(0), row.get(1));
-        let json = serde_json::from_str(&json)?;
-        ensure!(rows.insert(id, json).is_none(), "two rows with id {id}");
+        let json: Value = serde_json::from_str(row.get(row.len() - 1))?;
+        let key = key(&json, columns)?;
+        let name = in_path(&key);
+        ensure!(rows.insert(key, json).is_none(), "two rows {name}");
     }
     Ok(rows)
 }
@@ -176,8 +259,8 @@ impl Oracle {
             sources.insert(table.topic(), table.rows(&source, "public").await?);
         }
         let mut unified = BTreeMap::new();
-        for (table, sql) in UNIFIED {
-            let made = rows(&scratch, sql)
+        for Unified { table, key, sql } in UNIFIED {
+            let made = rows(&scratch, sql, key)
                 .await
                 .with_context(|| format!("the oracle's {table}"))?;
             unified.insert(table, made);

@@ -10,7 +10,7 @@ use fixtures::stack::Stack;
 use serde_json::{Map, Value};
 
 use crate::api::Api;
-use crate::oracle::{Oracle, Rows, SOURCE_TABLES, UNIFIED, rows};
+use crate::oracle::{ID, Key, Oracle, Rows, SOURCE_TABLES, UNIFIED, Unified, in_path, key, rows};
 use crate::topics::Reader;
 
 /// What a row of the view says about itself rather than about the sources.
@@ -42,14 +42,14 @@ pub async fn view_agrees(stack: &Stack, oracle: &Oracle) -> Result<()> {
         let what = format!("the mirror {}.{}", table.system.name(), table.table);
         same(&what, &mirror, &oracle.sources[&table.topic()])?;
     }
-    for (table, sql) in VIEW_SQL {
-        let seen = rows(&view, sql)
+    for (Unified { table, key, .. }, sql) in UNIFIED.iter().zip(VIEW_SQL) {
+        let seen = rows(&view, sql, key)
             .await
             .with_context(|| format!("the view's {table}"))?;
         same(
             &format!("the view's public.{table}"),
             &seen,
-            &oracle.unified[table],
+            &oracle.unified[*table],
         )?;
     }
     Ok(())
@@ -61,30 +61,26 @@ pub async fn view_agrees(stack: &Stack, oracle: &Oracle) -> Result<()> {
 /// With the first rows that differ.
 pub async fn api_agrees(stack: &Stack, oracle: &Oracle) -> Result<()> {
     let api = Api::new(stack.api_url())?;
-    for (table, _) in UNIFIED {
-        let walked = api.walk(table, 211, None).await?;
-        let ids: Vec<i64> = walked.iter().filter_map(|row| row["id"].as_i64()).collect();
-        ensure!(
-            ids.is_sorted() && ids.len() == walked.len(),
-            "/v1/{table} is not in the order of ids"
-        );
-        let seen = walked
-            .into_iter()
-            .map(|row| Ok((id(&row)?, without_itself(row)?)))
-            .collect::<Result<Rows>>()?;
-        same(&format!("/v1/{table}"), &seen, &oracle.unified[table])?;
+    for one in UNIFIED {
+        let (path, expected) = (one.path(), &oracle.unified[one.table]);
+        let walked = api.walk(&path, 211, None).await?;
+        let keys = walked.iter().map(|row| key(row, one.key));
+        let keys = keys.collect::<Result<Vec<Key>>>()?;
+        ensure!(keys.is_sorted(), "/v1/{path} is not in the order of keys");
+        let walked = walked.into_iter().map(without_itself);
+        let walked = walked.collect::<Result<Vec<_>>>()?;
+        let rows: Rows = keys.into_iter().zip(walked.iter().cloned()).collect();
+        ensure!(rows.len() == walked.len(), "/v1/{path} has a row twice");
+        same(&format!("/v1/{path}"), &rows, expected)?;
         // One by one as well: these go through the cache.
-        for (id, expected) in sample(&oracle.unified[table]) {
-            let answer = api.patient(&format!("/v1/{table}/{id}"), None).await?;
-            ensure!(
-                answer.status.is_success(),
-                "/v1/{table}/{id}: {}",
-                answer.body
-            );
+        for (key, expected) in sample(expected) {
+            let path = format!("/v1/{path}/{}", in_path(key));
+            let answer = api.patient(&path, None).await?;
+            ensure!(answer.status.is_success(), "{path}: {}", answer.body);
             let seen = without_itself(answer.body)?;
             ensure!(
                 seen == *expected,
-                "/v1/{table}/{id} is {seen}\nbut should be {expected}"
+                "{path} is {seen}\nbut should be {expected}"
             );
         }
     }
@@ -141,13 +137,11 @@ pub fn reader_agrees(reader: &Reader, oracle: &Oracle) -> Result<()> {
         )?;
     }
     if source == "unified" {
-        for (table, _) in UNIFIED {
-            let seen = unified(reader.table(&format!("public.{table}")))?;
-            same(
-                &format!("the topic unified.public.{table}"),
-                &seen,
-                &oracle.unified[table],
-            )?;
+        for one in UNIFIED {
+            let name = format!("public.{}", one.table);
+            let seen = unified(one, reader.table(&name))?;
+            let what = format!("the topic unified.{name}");
+            same(&what, &seen, &oracle.unified[one.table])?;
         }
     }
     Ok(())
@@ -157,11 +151,14 @@ pub fn reader_agrees(reader: &Reader, oracle: &Oracle) -> Result<()> {
 ///
 /// # Errors
 /// Where a row is not as the envelope says.
-pub fn unified(events: &BTreeMap<String, Value>) -> Result<Rows> {
+pub fn unified(table: Unified, events: &BTreeMap<String, Value>) -> Result<Rows> {
     events
         .values()
         .map(|event| {
             let mut row = event.clone();
+            if let Some(days) = row["day"].as_i64() {
+                row["day"] = day(days).into();
+            }
             for (name, value) in row.as_object_mut().context("a row is no object")? {
                 let text = value.as_str();
                 match (name.as_str(), text) {
@@ -177,23 +174,23 @@ pub fn unified(events: &BTreeMap<String, Value>) -> Result<Rows> {
                     _ => {}
                 }
             }
-            Ok((id(&row)?, without_itself(row)?))
+            Ok((key(&row, table.key)?, without_itself(row)?))
         })
         .collect()
+}
+
+/// A date as the API writes it, of days since 1970 as an event has them.
+fn day(days: i64) -> String {
+    let midnight = fixtures::legacy::time::Moment(days * 86_400_000_000);
+    midnight.to_string().chars().take(10).collect()
 }
 
 /// Rows of a source table as events have them, by id.
 fn by_id(events: &BTreeMap<String, Value>) -> Result<Rows> {
     events
         .values()
-        .map(|row| Ok((id(row)?, row.clone())))
+        .map(|row| Ok((key(row, ID)?, row.clone())))
         .collect()
-}
-
-fn id(row: &Value) -> Result<i64> {
-    row["id"]
-        .as_i64()
-        .with_context(|| format!("a row without an id: {row}"))
 }
 
 /// A decimal with two places; it must not have more that matter.
@@ -223,7 +220,7 @@ fn without_itself(mut row: Value) -> Result<Value> {
 }
 
 /// Some rows from everywhere in a table, the last ones (with the oddities) among them.
-fn sample(rows: &Rows) -> impl Iterator<Item = (&i64, &Value)> {
+fn sample(rows: &Rows) -> impl Iterator<Item = (&Key, &Value)> {
     let every = (rows.len() / 25).max(1);
     let last = rows.len().saturating_sub(12);
     rows.iter()
@@ -240,17 +237,18 @@ pub fn same(what: &str, seen: &Rows, expected: &Rows) -> Result<()> {
     if seen == expected {
         return Ok(());
     }
-    let ids: BTreeSet<_> = seen.keys().chain(expected.keys()).collect();
+    let ids: BTreeSet<&Key> = seen.keys().chain(expected.keys()).collect();
     let differing: Vec<_> = ids
         .into_iter()
-        .filter(|id| seen.get(id) != expected.get(id))
+        .filter(|id| seen.get(*id) != expected.get(*id))
         .collect();
     let mut report = format!("{what} differs in {} rows", differing.len());
     for id in differing.iter().take(5) {
-        let show = |rows: &Rows| rows.get(id).map_or("nothing".to_owned(), Value::to_string);
+        let show = |rows: &Rows| rows.get(*id).map_or("nothing".to_owned(), Value::to_string);
         write!(
             report,
-            "\n{id}: it has   {:.600}\n    it should {:.600}",
+            "\n{}: it has   {:.600}\n    it should {:.600}",
+            in_path(id),
             show(seen),
             show(expected)
         )?;
@@ -258,35 +256,26 @@ pub fn same(what: &str, seen: &Rows, expected: &Rows) -> Result<()> {
     bail!(report)
 }
 
-/// The view's unified tables in the API's shape.
-const VIEW_SQL: [(&str, &str); 4] = [
-    (
-        "products",
-        "select id, jsonb_build_object('id', id, 'name', name, 'description', description,
+/// The view's unified tables in the API's shape, in the order of [`UNIFIED`].
+const VIEW_SQL: [&str; 5] = [
+    "select id, jsonb_build_object('id', id, 'name', name, 'description', description,
             'country_of_origin', country_of_origin, 'price', price::numeric(40, 2)::text,
             'quantity_in_stock', quantity_in_stock, 'units_sold', units_sold,
             'revenue', revenue::numeric(40, 2)::text, 'status', status)::text from public.products",
-    ),
-    (
-        "orders",
-        "select id, jsonb_build_object('id', id, 'customer_id', customer_id, 'ordered_at',
+    "select id, jsonb_build_object('id', id, 'customer_id', customer_id, 'ordered_at',
             to_char(ordered_at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'),
             'lines', lines, 'total', total::numeric(40, 2)::text, 'transactions', transactions,
             'paid', paid::numeric(40, 2)::text, 'balance', balance::numeric(40, 2)::text,
             'payment_status', payment_status)::text from public.orders",
-    ),
-    (
-        "customers",
-        "select id, jsonb_build_object('id', id, 'order_count', order_count,
+    "select id, jsonb_build_object('id', id, 'order_count', order_count,
             'ordered', ordered::numeric(40, 2)::text, 'paid', paid::numeric(40, 2)::text,
             'balance', balance::numeric(40, 2)::text)::text from public.customers",
-    ),
-    (
-        "transactions",
-        "select id, jsonb_build_object('id', id, 'order_id', order_id,
+    "select id, jsonb_build_object('id', id, 'order_id', order_id,
             'amount', amount::numeric(40, 2)::text, 'details', details)::text
             from public.transactions",
-    ),
+    "select jsonb_build_object('day', to_char(day, 'YYYY-MM-DD'), 'product_id', product_id,
+        'orders', orders, 'units', units, 'revenue', revenue::numeric(40, 2)::text)::text
+        from public.daily_sales",
 ];
 
 #[cfg(test)]
@@ -294,6 +283,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::oracle::Part;
 
     #[test]
     fn money_is_compared_with_two_places() {
@@ -305,7 +295,7 @@ mod tests {
 
     #[test]
     fn a_missing_row_is_shown() {
-        let expected = Rows::from([(7, json!({"id": 7}))]);
+        let expected = Rows::from([(vec![Part::Number(7)], json!({"id": 7}))]);
         let error = same("a table", &Rows::new(), &expected).unwrap_err();
         assert!(error.to_string().contains("7: it has   nothing"));
     }

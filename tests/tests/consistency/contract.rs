@@ -9,7 +9,7 @@ use fixtures::legacy::System;
 use fixtures::place::downloads;
 use fixtures::stack::{Options, Stack};
 use serde_json::{Map, Value, json};
-use tests::oracle::{Oracle, Rows, UNIFIED};
+use tests::oracle::{ID, Oracle, Rows, UNIFIED, key};
 use tests::raw::{Isolation, records};
 use tests::rest;
 
@@ -154,18 +154,15 @@ async fn a_consumer_in_another_language_rebuilds_every_table() -> Result<()> {
     for (topic, expected) in &oracle.sources {
         let seen = rebuilt[topic]
             .values()
-            .map(|row| Ok((row["id"].as_i64().context("no id")?, row.clone())))
+            .map(|row| Ok((key(row, ID)?, row.clone())))
             .collect::<Result<Rows>>()?;
         rest::same(&format!("the foreign {topic}"), &seen, expected)?;
     }
-    for (table, _) in UNIFIED {
-        let topic = format!("unified.public.{table}");
-        let seen = rest::unified(&rebuilt[&topic])?;
-        rest::same(
-            &format!("the foreign {topic}"),
-            &seen,
-            &oracle.unified[table],
-        )?;
+    for one in UNIFIED {
+        let topic = format!("unified.public.{}", one.table);
+        let seen = rest::unified(one, &rebuilt[&topic])?;
+        let what = format!("the foreign {topic}");
+        rest::same(&what, &seen, &oracle.unified[one.table])?;
     }
     for source in ["warehouse", "accounting", "sales", "unified"] {
         let checkpoint = rebuilt[&format!("{source}.checkpoint")].get("checkpoint");

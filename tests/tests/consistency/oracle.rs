@@ -5,7 +5,7 @@ use anyhow::Result;
 use fixtures::legacy::rows::odd;
 use fixtures::stack::{Options, Stack};
 use serde_json::{Value, json};
-use tests::oracle::Oracle;
+use tests::oracle::{Oracle, Part};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_oracle_knows_the_oddities_of_the_seed() -> Result<()> {
@@ -16,7 +16,7 @@ async fn the_oracle_knows_the_oddities_of_the_seed() -> Result<()> {
     })
     .await?;
     let oracle = Oracle::read(&stack).await?;
-    let row = |table: &str, id: i64| oracle.unified[table].get(&id).cloned();
+    let row = |table: &str, id: i64| oracle.unified[table].get(&vec![Part::Number(id)]).cloned();
     let field = |table: &str, id: i64, name: &str| row(table, id).map(|mut row| row[name].take());
 
     let gone = row("products", odd::ITEM_GONE).unwrap_or_default();

@@ -95,6 +95,15 @@ async fn damaged(stack: &Stack) -> Result<()> {
          update aggregator.product_totals set units_sold = units_sold + 1 where product_id = 9",
     )
     .await?;
+    let day = view
+        .query_one(
+            "update public.daily_sales set units = units + 1 where (day, product_id) =
+                (select day, product_id from public.daily_sales order by 1 desc, 2 limit 1)
+            returning array[day::text, product_id::text]",
+            &[],
+        )
+        .await?;
+    let day: Vec<String> = day.get(0);
     let (report, code) = verify(stack, &[]).await?;
     ensure!(code == 1, "exit code {code}: {report:#}");
     let found = report["differences"].as_array().context("no list")?;
@@ -114,6 +123,8 @@ async fn damaged(stack: &Stack) -> Result<()> {
         let difference = json!({"table": table, "key": key, "columns": columns});
         ensure!(found.contains(&difference), "{difference}: {report:#}");
     }
+    let difference = json!({"table": "public.daily_sales", "key": day, "columns": ["units"]});
+    ensure!(found.contains(&difference), "{difference}: {report:#}");
     let order = found
         .iter()
         .find(|one| one["table"] == "public.orders" && one["key"] == 401);

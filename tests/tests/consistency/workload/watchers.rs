@@ -11,7 +11,7 @@ use kafka::Lsn;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 use tests::api::{Answer, Api, Positions};
-use tests::oracle::rows;
+use tests::oracle::UNIFIED;
 use tests::rest;
 use tests::topics::Reader;
 use tokio_util::sync::CancellationToken;
@@ -54,7 +54,8 @@ pub(super) async fn view(
     let mut looks = 0;
     while !stop.is_cancelled() {
         let mut seen = Seen::default();
-        for mut row in rows(&client, &sql).await?.into_values() {
+        for row in client.query(&sql, &[]).await? {
+            let mut row: Value = serde_json::from_str(row.get(1))?;
             let (kind, row) = (row["kind"].take(), row["row"].take());
             let id = row["id"].as_i64().context("no id")?;
             match kind.as_str() {
@@ -225,7 +226,13 @@ fn check_unified(guarded: &Guarded, reader: &Reader) -> Result<()> {
             .filter(|(_, row)| row["unknown"] == json!("{}"))
             .map(|(key, row)| (key.clone(), row.clone()))
             .collect();
-        rest::unified(&known)
+        let table = UNIFIED.into_iter().find(|one| one.table == table);
+        let rows = rest::unified(table.context("no such table")?, &known)?;
+        let by_id = rows.into_values().map(|row| {
+            let id = row["id"].as_i64().context("no id")?;
+            Ok((id, row))
+        });
+        by_id.collect()
     };
     guarded.check(&Seen {
         orders: seen("orders")?,

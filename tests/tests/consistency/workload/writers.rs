@@ -159,7 +159,8 @@ pub(super) async fn sales(
         }
         8 => {
             let customer = random.random_range(1..40_i32);
-            let sql = "update sls_order set customer_id = $1 where id = $2";
+            let sql = "update sls_order set customer_id = $1, date = date - interval '17 hours'
+                       where id = $2";
             writing.execute(sql, &[&customer, &order]).await?;
         }
         _ => {
