@@ -9,6 +9,7 @@ mod epochs;
 mod failover;
 mod harness;
 mod holes;
+mod late;
 mod quarantine;
 mod random;
 mod reads;

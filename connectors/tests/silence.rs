@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use fixtures::disk::SmallDisk;
 use fixtures::postgres::{Postgres, Version};
-use fixtures::{Kafka, place};
+use fixtures::{Kafka, KafkaOptions, place};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -233,4 +234,59 @@ async fn a_broker_that_is_away_is_said() -> Result<()> {
     let since = Instant::now();
     let connector = rig.connector().start()?;
     says(&connector, since, "connecting", "cannot ask Kafka").await
+}
+
+/// A broker that cannot write any more ends itself. What it had acknowledged is on the disk, what
+/// it had not is sent again: by this connector, which goes on by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_whose_disk_is_full_is_said_and_found_again() -> Result<()> {
+    let disk = SmallDisk::mount(128)?;
+    let mut kafka = Kafka::launch(KafkaOptions {
+        folder: disk.path().join("broker"),
+        log: disk.path().join("log"),
+        port: place::free_port()?,
+        controller_port: place::free_port()?,
+        heap_mb: 384,
+        properties: Vec::new(),
+        security: fixtures::broker::Security::default(),
+    })
+    .await?;
+    let mut rig = Rig::new(
+        &[ITEM],
+        "CREATE TABLE item (id bigint PRIMARY KEY, n text NOT NULL)",
+    )
+    .await?;
+    rig.bootstrap = kafka.bootstrap();
+    let connector = rig.connector().start()?;
+    is_healthy(&connector).await?;
+    rig.run("INSERT INTO item SELECT g, repeat('x', 1000) FROM generate_series(1, 100) g")
+        .await?;
+    equals_source(&rig, &mut rig.journal()?, &[ITEM]).await?;
+    disk.fill_but(4)?;
+    let since = Instant::now();
+    for id in 101..120 {
+        rig.run(&format!(
+            "INSERT INTO item SELECT {id}, repeat('x', 1000000)"
+        ))
+        .await?;
+    }
+    says(&connector, since, "connecting", "no broker answers").await?;
+    let broker = kafka.process().context("the broker is stopped")?;
+    eventually("the broker gives up", || async {
+        Ok(broker.status().map(|_| ()))
+    })
+    .await?;
+    rig.run("DELETE FROM item WHERE id <= 50").await?;
+    disk.empty()?;
+    kafka.restart().await?;
+    is_healthy(&connector).await?;
+    let mut journal = rig.journal()?;
+    equals_source(&rig, &mut journal, &[ITEM]).await?;
+    for id in 1..120 {
+        let key = format!("{{\"id\":{id}}}");
+        assert_eq!(journal.count(ITEM, &key, "c"), 1, "{key}");
+        let deleted = journal.count(ITEM, &key, "d");
+        assert_eq!(deleted, usize::from(id <= 50), "{key}");
+    }
+    Ok(())
 }

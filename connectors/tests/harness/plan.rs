@@ -21,6 +21,7 @@ pub(crate) struct Plan<'a> {
     url: String,
     bootstrap: String,
     postgres: String,
+    kafka: String,
     publication: String,
     tables: Vec<String>,
 }
@@ -37,6 +38,7 @@ impl<'a> Plan<'a> {
             url: rig.connector_url.clone(),
             bootstrap: rig.bootstrap.clone(),
             postgres: "lock_timeout_ms = 2000\nslot_timeout_ms = 2000\n".to_owned(),
+            kafka: String::new(),
             publication: "tributary".to_owned(),
             tables: rig.tables.clone(),
         }
@@ -82,6 +84,13 @@ impl Plan<'_> {
     pub(crate) fn postgres(mut self, lines: &str) -> Self {
         self.postgres.push_str(lines);
         self.postgres.push('\n');
+        self
+    }
+
+    /// Lines of the section `[kafka]`.
+    pub(crate) fn kafka(mut self, lines: &str) -> Self {
+        self.kafka.push_str(lines);
+        self.kafka.push('\n');
         self
     }
 
@@ -191,7 +200,7 @@ impl Plan<'_> {
             "source = \"shop\"\ntables = {:?}\n{}\
              [postgres]\nurl = \"{}\"\nslot = \"{}\"\npublication = \"{}\"\n\
              {}\
-             [kafka]\nbootstrap = \"{}\"\ntopic_prefix = \"{}\"\nreplication_factor = 1\npartitions = 2\n\
+             [kafka]\nbootstrap = \"{}\"\ntopic_prefix = \"{}\"\nreplication_factor = 1\npartitions = 2\n{}\
              [admin]\nlisten = \"127.0.0.1:{port}\"\n[log]\nfilter = \"connectors=debug,info\"\n\
              [stream]\n{}[reads]\n{}{}",
             self.tables,
@@ -202,6 +211,7 @@ impl Plan<'_> {
             self.postgres,
             self.bootstrap,
             self.rig.prefix,
+            self.kafka,
             self.stream,
             self.reads,
             self.sections,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use fixtures::postgres::{Postgres, TEST_PASSWORD, connect};
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use tokio_postgres::Client;
 
@@ -117,6 +117,24 @@ impl Rig {
         Ok(settings
             .set("bootstrap.servers", &self.bootstrap)
             .create()?)
+    }
+
+    /// Makes a topic before the connector does.
+    pub(crate) async fn create_topic(
+        &self,
+        of: &str,
+        partitions: i32,
+        settings: &[(&str, &str)],
+    ) -> Result<()> {
+        let (kafka, topic) = (self.kafka()?, self.topic(of));
+        let new = NewTopic::new(&topic, partitions, TopicReplication::Fixed(1));
+        let new = settings
+            .iter()
+            .fold(new, |new, (name, value)| new.set(name, value));
+        for answer in kafka.create_topics([&new], &AdminOptions::new()).await? {
+            answer.map_err(|(topic, code)| anyhow!("cannot make {topic}: {code}"))?;
+        }
+        Ok(())
     }
 
     /// Deletes a topic, and waits until it is gone.
