@@ -11,7 +11,7 @@ use kafka::quarantine::Quarantined;
 use kafka::{Checkpoint, Lsn};
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Headers, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde_json::Value;
@@ -130,6 +130,13 @@ impl Journal {
             let message = match message {
                 Ok(message) => message.detach(),
                 Err(KafkaError::PartitionEOF(_)) => continue,
+                // A broker that is away or busy: the client goes on by itself, and whoever waits
+                // here gives up in time.
+                Err(KafkaError::MessageConsumption(
+                    RDKafkaErrorCode::AllBrokersDown
+                    | RDKafkaErrorCode::BrokerTransportFailure
+                    | RDKafkaErrorCode::OperationTimedOut,
+                )) => continue,
                 Err(error) => return Err(error.into()),
             };
             let value = message.payload();
