@@ -137,3 +137,6 @@ impl Progress {
         self.parts = Parts::default();
     }
 }
+
+#[cfg(test)]
+mod tests;
