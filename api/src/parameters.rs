@@ -14,6 +14,7 @@ use crate::Api;
 use crate::key::{RowKey, Table};
 use crate::position::Minimum;
 use crate::problem::Problem;
+use crate::route::discrepancies::RULES;
 
 pub const LIMIT_MAX: u16 = 1000;
 pub const LIMIT_DEFAULT: u16 = 50;
@@ -26,6 +27,7 @@ pub const MIN_POSITION: &str = "min-position";
 const OF_ONE: &[&str] = &["max_wait_ms"];
 /// The query parameters of lists.
 pub const OF_LIST: &[&str] = &["cursor", "limit", "max_wait_ms"];
+const OF_DISCREPANCIES: &[&str] = &["cursor", "limit", "max_wait_ms", "rule", "system"];
 
 /// The position that a client asks for, and how long it waits.
 #[derive(Debug, Clone, Default)]
@@ -48,6 +50,14 @@ pub struct ListRequest {
     pub limit: u16,
     pub cursor: Option<String>,
     pub wanted: Wanted,
+}
+
+/// `GET` of a page of discrepancies.
+#[derive(Debug)]
+pub struct DiscrepanciesRequest {
+    pub list: ListRequest,
+    pub rule: Option<String>,
+    pub system: Option<String>,
 }
 
 /// `GET` of something that has no further parameters.
@@ -94,11 +104,31 @@ impl FromRequestParts<Arc<Api>> for ListRequest {
 
     async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, Problem> {
         let given = Given::read(parts, OF_LIST)?;
+        Self::of(&given, parts, api)
+    }
+}
+
+impl ListRequest {
+    fn of(given: &Given, parts: &Parts, api: &Api) -> Result<Self, Problem> {
         let limit = given.number("limit", 1..=u64::from(LIMIT_MAX), u64::from(LIMIT_DEFAULT))?;
         Ok(Self {
             limit: u16::try_from(limit).unwrap_or(LIMIT_MAX),
             cursor: given.text("cursor").map(str::to_owned),
-            wanted: wanted(parts, &given, api)?,
+            wanted: wanted(parts, given, api)?,
+        })
+    }
+}
+
+impl FromRequestParts<Arc<Api>> for DiscrepanciesRequest {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, api: &Arc<Api>) -> Result<Self, Problem> {
+        let given = Given::read(parts, OF_DISCREPANCIES)?;
+        let systems: Vec<_> = api.config.sources.iter().map(String::as_str).collect();
+        Ok(Self {
+            list: ListRequest::of(&given, parts, api)?,
+            rule: given.one_of("rule", &RULES)?,
+            system: given.one_of("system", &systems)?,
         })
     }
 }
@@ -136,6 +166,17 @@ impl Given {
             }
         }
         Ok(Self(given))
+    }
+
+    /// A word of a list, if it is given.
+    fn one_of(&self, name: &'static str, words: &[&str]) -> Result<Option<String>, Problem> {
+        match self.text(name) {
+            Some(word) if !words.contains(&word) => Err(Problem::InvalidParameter {
+                name,
+                expected: format!("one of {}", words.join(", ")),
+            }),
+            word => Ok(word.map(str::to_owned)),
+        }
     }
 
     fn text(&self, name: &str) -> Option<&str> {

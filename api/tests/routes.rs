@@ -44,6 +44,16 @@ pub(crate) async fn seed(world: &World) -> Result<()> {
                  ('2018-01-01', 144, 1, 6, 49.08, '{}', false, '1700000000-000000000001'),
                  ('0044-03-15 BC', 7, 1, 1, 5, '{}', true, '1700000000-000000000001'),
                  ('12020-01-01', 7, 1, 1, 5, '{}', false, '1700000000-000000000001');
+             INSERT INTO public.discrepancies VALUES
+                 (104, 'overpaid', '{accounting,sales}', 'orders', 1, '2020-01-01T00:00:00.5Z',
+                 '{\"total\": \"5.00\", \"paid\": \"6.00\"}', '{}', false,
+                 '1700000000-000000000001'),
+                 (205, 'negative_stock', '{warehouse}', 'products', 2, '2020-01-01 UTC',
+                 '{\"quantity_in_stock\": -1}', '{}', false, '1700000000-000000000001'),
+                 (20101, 'item_missing', '{sales,warehouse}', 'products', 201, '2020-01-01 UTC',
+                 '{\"order_lines\": 1}', '{}', false, '1700000000-000000000001'),
+                 (20201, 'item_missing', '{sales,warehouse}', 'products', 202, '2020-01-01 UTC',
+                 '{\"order_lines\": 1}', '{}', false, '1700000000-000000000001');
              UPDATE public.positions SET epoch = 1700000000, lsn = '0/1A', lag_bytes = 16, current_at = now()
              WHERE source = 'sales'",
         )
@@ -94,6 +104,46 @@ async fn every_resource_answers_a_list_and_one() -> Result<()> {
 }
 
 #[tokio::test]
+async fn discrepancies_are_listed_by_rule_and_by_system() -> Result<()> {
+    let instance = begin(&[]).await?;
+    for (query, expected) in [
+        ("", &[104, 205, 20_101, 20_201][..]),
+        ("rule=item_missing", &[20_101, 20_201]),
+        ("rule=part_paid_too_long", &[]),
+        ("system=sales", &[104, 20_101, 20_201]),
+        ("system=accounting&rule=item_missing", &[]),
+        ("system=sales&rule=overpaid", &[104]),
+    ] {
+        // In pages of one, the filters with each cursor.
+        let (mut found, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let path = format!("/v1/discrepancies?limit=1&{query}{cursor}");
+            let page = instance.get(path.trim_end_matches('&')).await?.json()?;
+            found.extend(ids(&page));
+            match page["next_cursor"].as_str() {
+                Some(next) => {
+                    let separator = if query.is_empty() { "" } else { "&" };
+                    cursor = format!("{separator}cursor={next}");
+                }
+                None => break,
+            }
+        }
+        ensure!(found == expected, "{query}: {found:?}");
+    }
+    for query in ["rule=item", "system=nobody", "rule="] {
+        let answer = instance.get(&format!("/v1/discrepancies?{query}")).await?;
+        answer.problem(400, "invalid_parameter")?;
+    }
+    let answer = instance.get("/v1/orders?rule=overpaid").await?;
+    answer.problem(400, "unknown_parameter")?;
+    instance
+        .get("/v1/discrepancies/1")
+        .await?
+        .problem(404, "not_found")?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn rows_are_as_the_model_says() -> Result<()> {
     let instance = begin(&[]).await?;
     let one = async |path: &str| instance.get(path).await?.json();
@@ -108,6 +158,7 @@ async fn rows_are_as_the_model_says() -> Result<()> {
             "customer": one("/v1/customers/5").await?,
             "transaction": one("/v1/transactions/1").await?,
             "daily sales": one("/v1/daily-sales/2020-01-31/2").await?,
+            "discrepancy": one("/v1/discrepancies/104").await?,
         })
     );
     instance

@@ -37,7 +37,7 @@ pub struct Unified {
 }
 
 /// Every unified table.
-pub const UNIFIED: [Unified; 5] = [
+pub const UNIFIED: [Unified; 6] = [
     Unified {
         table: "products",
         key: ID,
@@ -62,6 +62,11 @@ pub const UNIFIED: [Unified; 5] = [
         table: "daily_sales",
         key: &["day", "product_id"],
         sql: include_str!("../oracle/daily_sales.sql"),
+    },
+    Unified {
+        table: "discrepancies",
+        key: ID,
+        sql: include_str!("../oracle/discrepancies.sql"),
     },
 ];
 

@@ -164,7 +164,11 @@ pub fn unified(table: Unified, events: &BTreeMap<String, Value>) -> Result<Rows>
                 match (name.as_str(), text) {
                     // An array comes as PostgreSQL's text.
                     ("unknown", Some("{}")) => *value = Value::Array(Vec::new()),
-                    ("lines" | "transactions" | "details", Some(text)) => {
+                    ("systems", Some(text)) => {
+                        let names = text.trim_matches(['{', '}']).split(',');
+                        *value = names.collect::<Vec<_>>().into();
+                    }
+                    ("lines" | "transactions" | "details" | "detail", Some(text)) => {
                         *value = serde_json::from_str(text)?;
                     }
                     (
@@ -204,9 +208,17 @@ fn two_places(text: &str) -> Result<String> {
     Ok(format!("{whole}.{kept:0<2}"))
 }
 
-/// Drops what a row says about itself, which must be that it is whole.
+/// Drops what a row says about itself, which must be that it is whole; and since when there is a
+/// discrepancy, which no join tells.
 fn without_itself(mut row: Value) -> Result<Value> {
     let fields: &mut Map<String, Value> = row.as_object_mut().context("a row is no object")?;
+    if fields.contains_key("rule") {
+        let since = fields.remove("since");
+        ensure!(
+            since.as_ref().is_some_and(Value::is_string),
+            "a discrepancy since {since:?}: {row}"
+        );
+    }
     let [unknown, degraded, revision] = ABOUT_ITSELF.map(|name| fields.remove(name));
     ensure!(
         unknown == Some(Value::Array(Vec::new())) && degraded == Some(Value::Bool(false)),
@@ -257,7 +269,7 @@ pub fn same(what: &str, seen: &Rows, expected: &Rows) -> Result<()> {
 }
 
 /// The view's unified tables in the API's shape, in the order of [`UNIFIED`].
-const VIEW_SQL: [&str; 5] = [
+const VIEW_SQL: [&str; 6] = [
     "select id, jsonb_build_object('id', id, 'name', name, 'description', description,
             'country_of_origin', country_of_origin, 'price', price::numeric(40, 2)::text,
             'quantity_in_stock', quantity_in_stock, 'units_sold', units_sold,
@@ -276,6 +288,8 @@ const VIEW_SQL: [&str; 5] = [
     "select jsonb_build_object('day', to_char(day, 'YYYY-MM-DD'), 'product_id', product_id,
         'orders', orders, 'units', units, 'revenue', revenue::numeric(40, 2)::text)::text
         from public.daily_sales",
+    "select id, jsonb_build_object('id', id, 'rule', rule, 'systems', systems,
+        'resource', resource, 'key', key, 'detail', detail)::text from public.discrepancies",
 ];
 
 #[cfg(test)]

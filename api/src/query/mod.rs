@@ -72,6 +72,13 @@ pub trait Resource: Serialize + Sized + Send {
     }
 }
 
+/// What rows of a page have in a column: a condition, and the value for its `{}`.
+#[derive(Debug, Clone)]
+pub struct Filter {
+    pub condition: &'static str,
+    pub value: String,
+}
+
 /// What was seen in one snapshot of the view, and how far that was.
 #[derive(Debug, Clone)]
 pub struct Seen<T> {
@@ -196,7 +203,8 @@ impl View {
         Ok(seen.with(found.flatten()))
     }
 
-    /// At most `rows_max` rows after `after` (none: the first) in the resource's order.
+    /// At most `rows_max` rows after `after` (none: the first) in the resource's order that all
+    /// filters let through.
     ///
     /// # Errors
     /// The database does not answer.
@@ -204,20 +212,29 @@ impl View {
         &self,
         after: Option<&[Part]>,
         rows_max: i64,
+        filters: &[Filter],
     ) -> Result<Seen<Vec<R>>, ViewError> {
+        let after_key = after.map_or("true", |_| R::AFTER);
+        let mut conditions = format!("{} AND {after_key}", R::FILTER);
+        for (place, filter) in filters.iter().enumerate() {
+            let place = after.map_or(0, <[Part]>::len) + 2 + place;
+            conditions += " AND ";
+            conditions += &filter.condition.replace("{}", &format!("${place}"));
+        }
         // The join promises no order, so the rows are sorted again behind it.
         let statement = format!(
             "SELECT s.*, r.* FROM ({SNAPSHOT}) s LEFT JOIN \
-             (SELECT {} FROM {} WHERE {} AND {} ORDER BY {order} LIMIT $1) r ON true \
+             (SELECT {} FROM {} WHERE {conditions} ORDER BY {order} LIMIT $1) r ON true \
              ORDER BY {order}",
             R::COLUMNS,
             R::TABLE.name,
-            R::FILTER,
-            after.map_or("true", |_| R::AFTER),
             order = R::ORDER
         );
         let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![&rows_max];
         parameters.extend(after.into_iter().flatten().map(Part::parameter));
+        for filter in filters {
+            parameters.push(&filter.value);
+        }
         let rows = self.read(R::NAME, &statement, &parameters).await?;
         let seen = self.seen(&rows)?;
         let found: Result<Vec<Option<R>>, _> = rows.iter().map(found::<R>).collect();

@@ -2,6 +2,7 @@
 
 pub mod customers;
 pub mod daily_sales;
+pub mod discrepancies;
 pub mod one;
 pub mod openapi;
 pub mod orders;
@@ -28,12 +29,13 @@ use crate::problem::Problem;
 use crate::query::Resource as _;
 
 /// The tables of the view that have cached rows.
-pub const TABLES: [Table; 5] = [
+pub const TABLES: [Table; 6] = [
     products::Product::TABLE,
     orders::Order::TABLE,
     customers::Customer::TABLE,
     transactions::Transaction::TABLE,
     daily_sales::DailySales::TABLE,
+    discrepancies::Discrepancy::TABLE,
 ];
 
 /// The resources and their OpenAPI document.
@@ -47,6 +49,8 @@ fn resources() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(customers::get))
         .routes(routes!(transactions::list))
         .routes(routes!(transactions::get))
+        .routes(routes!(discrepancies::list))
+        .routes(routes!(discrepancies::get))
         .routes(routes!(sold_items::list))
         .routes(routes!(sold_items::get))
         .routes(routes!(daily_sales::list))

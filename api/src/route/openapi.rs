@@ -33,6 +33,7 @@ use crate::problem::{Problem, ProblemBody};
         (name = "orders", description = "Orders with their lines and payments"),
         (name = "customers", description = "Customers by what they ordered and paid"),
         (name = "transactions", description = "Transactions of accounting"),
+        (name = "discrepancies", description = "What does not fit between the systems"),
         (name = "sold-items", description = "Products that were sold, most sold first"),
         (name = "daily-sales", description = "What each product sold on each day"),
         (name = "status", description = "How far the view is")
@@ -69,6 +70,14 @@ fn name_rows(page: &mut RefOr<Schema>, row: &str) {
     }
 }
 
+/// A row that there is in the data that `make run` begins with.
+fn example_id(path: &str) -> i64 {
+    match path {
+        "/v1/discrepancies/{id}" => super::discrepancies::EXAMPLE_ID,
+        _ => 1,
+    }
+}
+
 fn add_to(operation: &mut Operation, path: &str) {
     let is_one = path.ends_with('}');
     let is_list = !is_one && path != "/v1/status";
@@ -85,7 +94,7 @@ fn add_to(operation: &mut Operation, path: &str) {
                         ),
                     )),
                 ))
-                .example(Some(1.into()))
+                .example(Some(example_id(path).into()))
                 .build(),
         );
     }

@@ -10,7 +10,7 @@ use crate::Api;
 use crate::cursor;
 use crate::parameters::ListRequest;
 use crate::problem::{Problem, VIEW_POSITION};
-use crate::query::Resource;
+use crate::query::{Filter, Resource};
 
 /// A page of a list.
 #[derive(Debug, Serialize, ToSchema)]
@@ -28,6 +28,18 @@ pub struct Page<T> {
 /// A cursor that is not one of this list; the position was not reached; the view does not
 /// answer.
 pub async fn page<R: Resource>(api: &Api, request: &ListRequest) -> Result<Response, Problem> {
+    page_of::<R>(api, request, &[]).await
+}
+
+/// The same, of those rows that all filters let through.
+///
+/// # Errors
+/// As [`page`].
+pub async fn page_of<R: Resource>(
+    api: &Api,
+    request: &ListRequest,
+    filters: &[Filter],
+) -> Result<Response, Problem> {
     let after = match &request.cursor {
         None => None,
         Some(text) => {
@@ -39,7 +51,7 @@ pub async fn page<R: Resource>(api: &Api, request: &ListRequest) -> Result<Respo
         // One row more than asked tells whether there is another page.
         let seen = api
             .view
-            .page::<R>(after.as_deref(), i64::from(request.limit) + 1)
+            .page::<R>(after.as_deref(), i64::from(request.limit) + 1, filters)
             .await?;
         if request.wanted.minimum.is_met_by(&seen.positions) {
             break seen;

@@ -5,6 +5,7 @@
 //! own; only the one that stops a source (`@serial`) has the stack to itself. No step waits for
 //! a time: an answer is asked for at the position of the last write.
 
+mod discrepancies;
 mod reading;
 mod shop;
 mod steps;

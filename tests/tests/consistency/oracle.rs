@@ -36,6 +36,18 @@ async fn the_oracle_knows_the_oddities_of_the_seed() -> Result<()> {
     let status = |order| field("orders", order, "payment_status");
     assert_eq!(status(odd::ORDER_PAID_IN_PARTS), Some(json!("paid")));
     assert_eq!(status(odd::ORDER_OVERPAID), Some(json!("overpaid")));
+    // The payment for the order that never was is the last one.
+    let payments = oracle.unified["transactions"].last_key_value();
+    let payment = payments.and_then(|(_, row)| row["id"].as_i64());
+    let mut expected = vec![
+        odd::ITEM_GONE * 100 + 1,
+        payment.unwrap_or_default() * 100 + 2,
+        odd::ORDER_OVERPAID * 100 + 4,
+    ];
+    expected.sort_unstable();
+    let open = oracle.unified["discrepancies"].values();
+    let open: Vec<_> = open.filter_map(|row| row["id"].as_i64()).collect();
+    assert_eq!(open, expected);
     assert_eq!(
         oracle.unified["orders"].len(),
         oracle.sources["sales.public.sls_order"].len()

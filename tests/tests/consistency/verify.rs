@@ -92,7 +92,13 @@ async fn damaged(stack: &Stack) -> Result<()> {
          delete from public.customers where id = 12;
          insert into public.products (id, unknown, degraded, revision)
             values (700000, '{}', false, '');
-         update aggregator.product_totals set units_sold = units_sold + 1 where product_id = 9",
+         update aggregator.product_totals set units_sold = units_sold + 1 where product_id = 9;
+         update public.discrepancies set detail = '{}' where id = 20101;
+         delete from public.discrepancies where id = 199904;
+         insert into public.discrepancies (id, rule, systems, resource, key, since, detail, unknown,
+                degraded, revision)
+            values (404, 'overpaid', '{}', 'orders', 4, now(), '{}', '{}', false, '');
+         insert into aggregator.part_paid (order_id, since, due) values (7000, now(), now())",
     )
     .await?;
     let day = view
@@ -119,6 +125,10 @@ async fn damaged(stack: &Stack) -> Result<()> {
         ("public.customers", 12, json!(["missing"])),
         ("public.products", 700_000, json!(["surplus"])),
         ("aggregator.product_totals", 9, json!(["units_sold"])),
+        ("public.discrepancies", 20_101, json!(["detail"])),
+        ("public.discrepancies", 199_904, json!(["missing"])),
+        ("public.discrepancies", 404, json!(["surplus"])),
+        ("aggregator.part_paid", 7000, json!(["surplus"])),
     ] {
         let difference = json!({"table": table, "key": key, "columns": columns});
         ensure!(found.contains(&difference), "{difference}: {report:#}");

@@ -3,6 +3,7 @@
 //! writes them anew.
 
 mod configuration;
+mod discrepancies;
 mod metrics;
 
 use std::path::Path;
