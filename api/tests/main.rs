@@ -11,6 +11,7 @@ mod outage;
 mod position;
 mod problems;
 mod race;
+mod replica;
 mod routes;
 mod rules;
 mod stack;
