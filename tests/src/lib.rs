@@ -4,6 +4,7 @@
 pub mod api;
 pub mod bench;
 pub mod fuzz;
+pub mod machine;
 pub mod oracle;
 pub mod raw;
 pub mod rest;

@@ -342,7 +342,11 @@ impl Mirror {
         states: &HashMap<i64, State>,
     ) -> Result<Vec<Changed>, tokio_postgres::Error> {
         let (mut rows, mut gone) = (Vec::new(), Vec::new());
-        for (id, state) in states {
+        // By key, whatever the partitions' order: neighbours come to lie on one page, where whoever
+        // joins them finds them together.
+        let mut by_key: Vec<_> = states.iter().collect();
+        by_key.sort_unstable_by_key(|(id, _)| **id);
+        for (id, state) in by_key {
             match state {
                 State::Row(row) => rows.push(row),
                 State::Gone => gone.push(*id),

@@ -14,8 +14,8 @@ use kafka::{Checkpoint, KafkaConfig, Lsn, Offsets};
 use nix::sys::signal::Signal;
 use serde::Deserialize;
 
-use crate::machine;
 use crate::source::{PUBLICATION, Source, TABLE, Written};
+use tests::machine;
 
 const SOURCE: &str = "bench";
 const STOP_GRACE: Duration = Duration::from_secs(10);

@@ -13,8 +13,8 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use crate::connector::{Connectors, Running, Sink};
-use crate::machine;
 use crate::source::{Source, Written};
+use tests::machine;
 
 /// What is changed, and how often.
 #[derive(Debug, Clone, Copy)]

@@ -9,7 +9,6 @@
 mod connector;
 mod debezium;
 mod latency;
-mod machine;
 mod programs;
 mod rounds;
 mod source;

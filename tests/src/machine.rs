@@ -5,7 +5,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 /// Processor time of a process, both kinds, of all its threads.
-pub(crate) fn cpu_time(pid: i32) -> Result<Duration> {
+///
+/// # Errors
+/// Where there is no such process.
+pub fn cpu_time(pid: i32) -> Result<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The name, which may contain blanks, ends with the last parenthesis; 14 and 15 are utime and
     // stime in ticks of 10 ms.
@@ -22,7 +25,10 @@ pub(crate) fn cpu_time(pid: i32) -> Result<Duration> {
 }
 
 /// The most memory that a process had resident, MiB.
-pub(crate) fn peak_rss_mib(pid: i32) -> Result<f64> {
+///
+/// # Errors
+/// Where there is no such process.
+pub fn peak_rss_mib(pid: i32) -> Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let kib: f64 = status
         .lines()
