@@ -4,7 +4,9 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 
-use crate::topics::{Aggregator, Place, WITHIN, wait};
+#[cfg(feature = "faults")]
+use crate::topics::{Aggregator, wait};
+use crate::topics::{Place, WITHIN};
 
 /// Rows that no event ever said: what a fault of the database, or of a hand, leaves behind.
 const DAMAGE: &str = "
@@ -246,6 +248,7 @@ async fn a_source_that_comes_back_too_late_is_rebuilt_and_the_others_go_on() -> 
     place.is_right().await
 }
 
+#[cfg(feature = "faults")]
 async fn no_rebuild_is_left(place: &Place, aggregator: &Aggregator) -> Result<()> {
     let deadline = Instant::now() + WITHIN;
     loop {

@@ -98,7 +98,8 @@ async fn damaged(stack: &Stack) -> Result<()> {
          insert into public.discrepancies (id, rule, systems, resource, key, since, detail, unknown,
                 degraded, revision)
             values (404, 'overpaid', '{}', 'orders', 4, now(), '{}', '{}', false, '');
-         insert into aggregator.part_paid (order_id, since, due) values (7000, now(), now())",
+         insert into aggregator.part_paid (order_id, since, due)
+            values (7000, now(), now() + interval '1 year')",
     )
     .await?;
     let day = view
