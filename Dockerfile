@@ -27,7 +27,8 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends libssl3 ca-certificates \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=build /out/ /usr/local/bin/
-COPY connectors/*.toml /etc/tributary/connectors/
+COPY connectors/warehouse.toml connectors/accounting.toml connectors/sales.toml connectors/unified.toml \
+     /etc/tributary/connectors/
 COPY aggregator/aggregator.toml api/api.toml /etc/tributary/
 USER 65532:65532
 CMD ["api", "--config", "/etc/tributary/api.toml"]

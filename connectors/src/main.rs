@@ -16,7 +16,7 @@ use service::config::{self, ConfigError};
 /// One process streams one source. Start a second one with the same configuration and it waits
 /// as a standby. Nothing is ever written to the source but its replication slot.
 #[derive(Debug, Parser)]
-#[command(version, after_help = SHORT_HELP, after_long_help = LONG_HELP)]
+#[command(name = "connector", version, after_help = SHORT_HELP, after_long_help = LONG_HELP)]
 struct Arguments {
     /// The configuration, in TOML; TRIBUTARY_… variables override it.
     #[arg(

@@ -15,8 +15,8 @@ use nix::sys::signal::Signal;
 use serde::Deserialize;
 
 use crate::latency::{self, Pace};
-use crate::machine;
 use crate::source::{PUBLICATION, Source, TABLE, Written};
+use tests::machine;
 
 /// As `fixtures/install/downloads.sh` names it.
 const FOLDER: &str = "debezium-3.6.3.0";
