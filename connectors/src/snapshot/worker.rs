@@ -25,6 +25,9 @@ pub(super) const DOING: &str = "read a table";
 
 /// The chunk's tables are locked already; a helper waits only behind an owner who waits for that.
 const LOCK_WAIT_MS: u32 = 50;
+/// Rows come from the key's index. Of a table without statistics the planner would sort what is left
+/// of the range, on disk, for each statement.
+const IN_KEY_ORDER: &str = "SET LOCAL enable_sort = off";
 /// Encoded rows are handed over at so many bytes.
 const BATCH_BYTES: usize = 128 * 1024;
 
@@ -92,10 +95,10 @@ impl Work {
         let sql = match &self.snapshot {
             Some(snapshot) => format!(
                 "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}; \
-                 SET LOCAL lock_timeout = {LOCK_WAIT_MS}",
+                 SET LOCAL lock_timeout = {LOCK_WAIT_MS}; {IN_KEY_ORDER}",
                 literal(snapshot)
             ),
-            None => "SAVEPOINT slice".to_owned(),
+            None => format!("SAVEPOINT slice; {IN_KEY_ORDER}"),
         };
         self.session.execute(DOING, &sql).await
     }

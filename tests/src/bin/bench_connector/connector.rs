@@ -133,8 +133,10 @@ impl<'a> Connectors<'a> {
 
     /// Reads the whole table into nothing; rows a second from the first row to the last, and the
     /// most memory.
-    pub(crate) async fn read_table(&self) -> Result<(f64, f64)> {
-        let running = self.start(Sink::Null { latencies: false }, &fixtures::unique("run"))?;
+    pub(crate) async fn read_table(&self, workers: usize) -> Result<(f64, f64)> {
+        let reads = format!("[reads]\nread_workers = {workers}\n");
+        let sink = Sink::Null { latencies: false };
+        let running = self.start_with(sink, &fixtures::unique("run"), &reads)?;
         let (rows, peak) = self
             .table_read(&running)
             .await
@@ -206,6 +208,10 @@ impl<'a> Connectors<'a> {
 
     /// Slot and topics have this name; where there are none, it makes them and reads the table.
     pub(crate) fn start(&self, sink: Sink, name: &str) -> Result<Running> {
+        self.start_with(sink, name, "")
+    }
+
+    fn start_with(&self, sink: Sink, name: &str, settings: &str) -> Result<Running> {
         let folder = self.folder.path();
         let config = folder.join(format!("{name}.toml"));
         let report = folder.join(format!("{name}.json"));
@@ -218,7 +224,7 @@ impl<'a> Connectors<'a> {
                 "source = \"{SOURCE}\"\ntables = [\"{TABLE}\"]\n\
                  [postgres]\nurl = \"{}\"\nslot = \"{name}\"\npublication = \"{PUBLICATION}\"\n\
                  [kafka]\nbootstrap = \"{}\"\ntopic_prefix = \"{}\"\nreplication_factor = 1\n\
-                 [admin]\nlisten = \"127.0.0.1:{admin}\"\n",
+                 [admin]\nlisten = \"127.0.0.1:{admin}\"\n{settings}",
                 self.source.url(),
                 kafka.bootstrap,
                 kafka.topic_prefix,

@@ -183,17 +183,20 @@ impl Bench<'_> {
 
     async fn snapshot(&mut self) -> Result<()> {
         let rows = self.source.rows().await?;
-        let (mut theirs, mut ours) = (Vec::new(), Vec::new());
+        let (mut theirs, mut ours, mut two) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..self.options.rounds {
             theirs.push(per_second(rows, programs::copy(self.source).await?));
-            let (rate, peak) = self.connectors.read_table().await?;
-            self.peak_rss_mib = self.peak_rss_mib.max(peak);
-            ours.push(rate);
+            for (workers, rates) in [(1, &mut ours), (2, &mut two)] {
+                let (rate, peak) = self.connectors.read_table(workers).await?;
+                self.peak_rss_mib = self.peak_rss_mib.max(peak);
+                rates.push(rate);
+            }
         }
         self.rate("copy", &theirs);
         self.rate("null_snapshot", &ours);
-        let ratio = median_ratio(&ours, &theirs);
-        self.ratio("ratio_snapshot", ratio);
+        self.ratio("ratio_snapshot", median_ratio(&ours, &theirs));
+        self.rate("null_snapshot_two_workers", &two);
+        self.ratio("ratio_snapshot_two_workers", median_ratio(&two, &theirs));
         Ok(())
     }
 
