@@ -134,7 +134,7 @@ pub struct ApplyConfig {
     #[garde(range(min = 1, max = 100))]
     pub queue_steps_max: usize,
     /// How long the lock's holder may be silent before another takes over, milliseconds.
-    /// Default 5000.
+    /// Default 3000.
     #[garde(range(min = 500, max = 60_000))]
     pub silence_max_ms: u64,
 }
@@ -145,7 +145,7 @@ impl Default for ApplyConfig {
             step_events_max: 10_000,
             step_bytes_max: 16 << 20,
             queue_steps_max: 2,
-            silence_max_ms: 5000,
+            silence_max_ms: 3000,
         }
     }
 }

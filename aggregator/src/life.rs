@@ -22,6 +22,8 @@ use crate::view::{Moved, Part, View};
 /// The waits before the next life, and before a source is followed again.
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// How often half of the silence allowed may pass within a checkpoint before its steps are undone.
+const SILENCES_MAX: u32 = 5;
 
 /// Runs life after life until `shutdown`.
 ///
@@ -238,11 +240,13 @@ impl Applier {
         let began = Instant::now();
         count(source, first.len());
         self.view.step(source, first).await?;
+        let mut silences = 0;
         loop {
             // The server would end a transaction that is idle for longer.
             let next = tokio::time::timeout(self.silence_max / 2, self.feeds.next_of(source));
             match next.await {
                 Ok(Some(Item::Events(changes, _))) => {
+                    silences = 0;
                     count(source, changes.len());
                     self.view.step(source, changes).await?;
                 }
@@ -265,6 +269,11 @@ impl Applier {
                     return Ok(());
                 }
                 Ok(None) => return Err(Failure::TaskEnded),
+                Err(_) if silences < SILENCES_MAX => {
+                    silences += 1;
+                    // A writer that is paused does not say this.
+                    self.view.stay().await?;
+                }
                 Err(_) => {
                     tracing::warn!(source, "{source} stalled within a checkpoint: undoes it");
                     self.view.undo().await?;

@@ -12,6 +12,7 @@ mod rules;
 mod shop;
 mod source;
 mod speed;
+mod steps;
 mod takeover;
 mod topics;
 mod unknown;

@@ -95,9 +95,18 @@ impl Place {
         Ok(())
     }
 
-    /// Starts the aggregator with further settings (`section.key = value` lines of the file) and
-    /// variables.
+    /// Starts the aggregator with further settings of `[apply]` and variables. Whoever is silent is
+    /// replaced sooner than by default.
     pub(crate) fn start(
+        &mut self,
+        apply: &str,
+        environment: &[(&str, &str)],
+    ) -> Result<Aggregator> {
+        self.start_as_shipped(&format!("silence_max_ms = 3000\n{apply}"), environment)
+    }
+
+    /// The same with no other time-out than the shipped ones.
+    pub(crate) fn start_as_shipped(
         &mut self,
         apply: &str,
         environment: &[(&str, &str)],
@@ -110,7 +119,7 @@ impl Place {
         let text = format!(
             "[view]\nurl = {url:?}\n[kafka]\nbootstrap = {:?}\ntopic_prefix = {:?}\n\
             replication_factor = 1\nlateness_max_ms = {}\n[admin]\nlisten = \"127.0.0.1:{port}\"\n\
-            [log]\nfilter = \"info,aggregator=debug\"\n[apply]\nsilence_max_ms = 3000\n{apply}\n",
+            [log]\nfilter = \"info,aggregator=debug\"\n[apply]\n{apply}\n",
             self.kafka.bootstrap, self.kafka.topic_prefix, self.kafka.lateness_max_ms
         );
         std::fs::write(&config, text)?;

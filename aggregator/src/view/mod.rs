@@ -51,6 +51,11 @@ use resource::Known;
 use statements::Statements;
 use touched::Touched;
 
+/// Touched rows that a view transaction remembers, at most: about 20 MB.
+const TOUCHED_MAX: usize = 1_000_000;
+/// Contributions that it remembers, at most.
+const CONTRIBUTIONS_MAX: usize = 5_000;
+
 /// The writer of the view.
 #[derive(Debug)]
 pub struct View {
@@ -67,6 +72,8 @@ pub struct View {
     /// Where rebuilds stand.
     rebuilds: BTreeMap<String, Standing>,
     open: bool,
+    /// What the open view transaction touched and has not brought to what the mirrors say.
+    touched: Touched,
 }
 
 /// A checkpoint of a source, or the last part of one, with its events.
@@ -120,6 +127,7 @@ impl View {
                 positions,
                 rebuilds: rebuild::standings(client).await?,
                 open: false,
+                touched: Touched::default(),
                 session,
             })
         };
@@ -170,6 +178,9 @@ impl View {
     /// A part of a checkpoint that is too large for one step: opens the view transaction, or goes
     /// on with it; [`View::apply`] completes it.
     ///
+    /// The rows that steps touch are computed at the end, each once: a checkpoint is read partition by
+    /// partition, so that an order and its lines come in different steps.
+    ///
     /// # Errors
     /// After any, the view is to be dropped.
     pub async fn step(&mut self, source: &str, changes: Vec<Change>) -> Result<(), Failure> {
@@ -179,9 +190,26 @@ impl View {
         touched.add(&changed);
         self.isolate(Side::Served, source, findings, &mut touched)
             .await?;
-        self.unify(source, touched)
-            .await
-            .map_err(Failure::database("bring the unified rows up to date"))
+        self.touched.absorb(touched);
+        if self.touched.rows() > TOUCHED_MAX {
+            let touched = std::mem::take(&mut self.touched);
+            self.unify(source, touched).await
+        } else if self.touched.contributions() > CONTRIBUTIONS_MAX {
+            let contributions = self.touched.take_contributions();
+            self.unify(source, contributions).await
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Keeps the open view transaction, which the server ends when nothing is heard.
+    ///
+    /// # Errors
+    /// After any, the view is to be dropped.
+    pub async fn stay(&self) -> Result<(), Failure> {
+        let client = &self.session.client;
+        let said = client.batch_execute("SELECT 1").await;
+        said.map_err(Failure::database("keep a view transaction"))
     }
 
     /// Undoes the steps since the last view transaction.
@@ -199,6 +227,7 @@ impl View {
             self.served.quarantined = undone.await.map_err(doing)?;
             self.judge.forget();
             self.open = false;
+            self.touched = Touched::default();
         }
         Ok(())
     }
@@ -345,17 +374,25 @@ impl View {
     }
 
     /// Brings the touched unified rows to what the mirrors say.
-    async fn unify(&mut self, source: &str, touched: Touched) -> Result<(), tokio_postgres::Error> {
+    async fn unify(&mut self, source: &str, touched: Touched) -> Result<(), Failure> {
         let client = &self.session.client;
         let revision = self.fence.next().to_string();
-        self.judge.add(client, &touched).await?;
-        self.statements
-            .unify(client, source, &revision, touched)
+        let unified = async {
+            self.judge.add(client, &touched).await?;
+            self.statements
+                .unify(client, source, &revision, touched)
+                .await
+        };
+        unified
             .await
+            .map_err(Failure::database("bring the unified rows up to date"))
     }
 
     /// Moves positions and standing, and completes the view transaction.
     async fn commit(&mut self, moves: Vec<Moved>) -> Result<(), Failure> {
+        let touched = std::mem::take(&mut self.touched);
+        let source = moves.first().map_or("", |moved| &moved.source);
+        self.unify(source, touched).await?;
         self.stand_at(&moves).await?;
         self.judge_touched(&moves).await?;
         self.finish().await?;

@@ -294,9 +294,7 @@ impl View {
             .await
             .map_err(Failure::database("take a key out of quarantine"))?;
         self.served.quarantined -= i64::from(discarded);
-        self.unify(source, touched)
-            .await
-            .map_err(Failure::database("bring the unified rows up to date"))?;
+        self.unify(source, touched).await?;
         self.judge_touched(&[]).await?;
         self.finish().await?;
         Ok(discarded)

@@ -38,6 +38,9 @@ pub(super) const SETTINGS_FOR_ALL: &str = "
     SET LOCAL enable_material = on;
     SET LOCAL enable_memoize = on";
 
+/// Rows of one table that one statement brings to what the mirrors say, at most.
+const ROWS_AT_ONCE: usize = 10_000;
+
 #[derive(Debug, Clone)]
 pub(crate) struct Statements {
     pub positions: Positions,
@@ -110,7 +113,7 @@ impl Statements {
         Ok(rows)
     }
 
-    /// Brings the touched unified rows to what the mirrors say.
+    /// Brings the touched unified rows to what the mirrors say, with statements of bounded size.
     pub(crate) async fn unify(
         &self,
         client: &Client,
@@ -118,9 +121,45 @@ impl Statements {
         revision: &str,
         mut touched: Touched,
     ) -> Result<(), Error> {
+        if touched.rows() <= ROWS_AT_ONCE {
+            let all = |_: &Resource| true;
+            return self.bring(client, source, revision, touched, all).await;
+        }
+        let contributions = touched.take_contributions();
+        let all = |_: &Resource| true;
+        self.bring(client, source, revision, contributions, all)
+            .await?;
+        // Every row of what another reads comes before the first row of that.
+        for Prepared { resource, .. } in &self.resources {
+            let Some(rows) = resource.rows() else {
+                continue;
+            };
+            let inputs = std::iter::once(*resource).chain(rows.through.iter().copied());
+            let inputs: Vec<_> = inputs.collect();
+            for part in touched.parts(&inputs, ROWS_AT_ONCE) {
+                let this = |one: &Resource| one.table == resource.table;
+                self.bring(client, source, revision, part, this).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// [`Statements::unify`] for rows of the `wanted` tables and totals of mirrors, and for the totals
+    /// of those rows.
+    async fn bring(
+        &self,
+        client: &Client,
+        source: &str,
+        revision: &str,
+        mut touched: Touched,
+        wanted: impl Fn(&Resource) -> bool,
+    ) -> Result<(), Error> {
         // Sent in this order without waiting in between: what another reads comes first.
         let first = self.resources.iter().filter_map(|prepared| {
             let Prepared { resource, .. } = prepared;
+            if !wanted(resource) {
+                return None;
+            }
             let parameters = match &resource.kept {
                 Kept::Rows(rows) => named(resource, rows, &touched),
                 Kept::Totals(Totals {

@@ -58,6 +58,52 @@ impl Touched {
         self.ids.entry(resource.name()).or_default().insert(id);
     }
 
+    /// What another step touched as well.
+    pub(super) fn absorb(&mut self, other: Self) {
+        for (name, ids) in other.ids {
+            self.ids.entry(name).or_default().extend(ids);
+        }
+        for (name, moves) in other.moves {
+            let all = self.moves.entry(name).or_default();
+            all.signs.extend(moves.signs);
+            all.taken.extend(moves.taken);
+        }
+    }
+
+    /// How many rows.
+    pub(super) fn rows(&self) -> usize {
+        self.ids.values().map(BTreeSet::len).sum()
+    }
+
+    /// How many contributions.
+    pub(super) fn contributions(&self) -> usize {
+        self.moves.values().map(|moves| moves.signs.len()).sum()
+    }
+
+    /// The contributions alone; the rows stay.
+    pub(super) fn take_contributions(&mut self) -> Self {
+        Self {
+            ids: BTreeMap::new(),
+            moves: std::mem::take(&mut self.moves),
+        }
+    }
+
+    /// Of these resources alone, in parts of at most so many rows of each.
+    pub(super) fn parts(&self, resources: &[&'static Resource], rows_max: usize) -> Vec<Self> {
+        let mut parts: Vec<Self> = Vec::new();
+        for resource in resources {
+            let ids = self.ids(resource);
+            for (place, ids) in ids.chunks(rows_max).enumerate() {
+                if parts.len() <= place {
+                    parts.push(Self::default());
+                }
+                let part = &mut parts[place].ids;
+                part.insert(resource.name(), ids.iter().copied().collect());
+            }
+        }
+        parts
+    }
+
     pub(super) fn ids(&self, resource: &Resource) -> Vec<i64> {
         let ids = self.ids.get(resource.name());
         ids.into_iter().flatten().copied().collect()
