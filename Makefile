@@ -34,7 +34,7 @@ $(benchmarks): bench-%:
 	@exec $(scripts)/bench.sh $*
 
 .PHONY: soak
-soak: ## runs the random workload with 200 kills (KILLS=)
+soak: ## runs the random workload while processes die (SOAK_S=600 SEED=)
 	@exec $(scripts)/soak.sh
 
 .PHONY: fuzz
