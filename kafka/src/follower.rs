@@ -27,7 +27,7 @@ use crate::{Checkpoint, Offsets};
 use checkpoint_log::{CheckpointLog, Found, Lost};
 use reading::{Progress, Reading, Target};
 
-pub use checkpoint_log::last_record;
+pub use checkpoint_log::{last_offset, last_record};
 pub use scan::{TopicScan, record};
 pub use step::{Event, Standing, Step};
 

@@ -147,12 +147,24 @@ pub async fn last_record(
     config: &KafkaConfig,
     source: &str,
 ) -> Result<Option<Checkpoint>, FollowerError> {
+    Ok(last(config, source).await?.map(|found| found.record))
+}
+
+/// Where that record stands in the topic.
+///
+/// # Errors
+/// As [`last_record`].
+pub async fn last_offset(config: &KafkaConfig, source: &str) -> Result<Option<i64>, FollowerError> {
+    Ok(last(config, source).await?.map(|found| found.offset))
+}
+
+async fn last(config: &KafkaConfig, source: &str) -> Result<Option<Found>, FollowerError> {
     let name: Arc<str> = topic::checkpoint(config, source).into();
     let consumer = PartitionConsumer::new(config, &format!("{source}.successor"))?;
     match CheckpointLog::open(&consumer, &name, 0, |_| true).await? {
         Ok((log, found)) => {
             drop(log);
-            Ok(found.map(|found| found.record))
+            Ok(found)
         }
         Err(Lost) => Err(FollowerError::Lost {
             topic: name.to_string(),
