@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 
 use crate::config::Config;
-use crate::control::{Discard, Outcome, Recomputed, Status};
+use crate::control::{Discard, Outcome, Recomputed, Resume, Status};
 use crate::verify;
 
 /// The exit code of a comparison that could not be made.
@@ -109,6 +109,22 @@ impl Admin {
             source: which.source.clone(),
             table: which.table.clone(),
             key: which.key.clone(),
+        };
+        let answer = self.client.post(url).json(&body).send().await;
+        taken(answer.with_context(|| self.unreachable())?).await?;
+        Ok(())
+    }
+
+    async fn resume(
+        &self,
+        table: &crate::mirror::Table,
+        covered_by: Option<i64>,
+    ) -> anyhow::Result<()> {
+        let url = format!("http://{}/quarantine/resume", self.address);
+        let body = Resume {
+            source: table.source.to_owned(),
+            table: table.captured.to_owned(),
+            covered_by,
         };
         let answer = self.client.post(url).json(&body).send().await;
         taken(answer.with_context(|| self.unreachable())?).await?;
@@ -251,6 +267,12 @@ pub fn in_words(status: &Status) -> String {
         }
         if let Some(rebuild) = &source.rebuild {
             line.push_str(&format!(", being rebuilt ({} events read)", rebuild.events));
+        }
+        for suspended in &source.suspended {
+            line.push_str(&format!(", {} suspended", suspended.table));
+            if suspended.is_resumed {
+                line.push_str(" (being read again)");
+            }
         }
         lines.push(line);
     }

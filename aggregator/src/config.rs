@@ -37,6 +37,27 @@ pub struct Config {
     #[serde(default)]
     #[garde(dive)]
     pub discrepancies: DiscrepanciesConfig,
+    #[serde(default)]
+    #[garde(dive)]
+    pub quarantine: QuarantineConfig,
+}
+
+/// What becomes of a table of which much cannot be applied.
+#[derive(Debug, Clone, Deserialize, Validate, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct QuarantineConfig {
+    /// A table with more keys in quarantine than this is suspended: it stands still until it is
+    /// mended and read again, `aggregator quarantine resume`. Default 1000.
+    #[garde(range(min = 1, max = 100_000))]
+    pub suspend_after: u32,
+}
+
+impl Default for QuarantineConfig {
+    fn default() -> Self {
+        Self {
+            suspend_after: 1000,
+        }
+    }
 }
 
 /// The terms of the rules that say what does not fit between the systems.

@@ -43,6 +43,18 @@ pub struct Source {
     pub follows: bool,
     /// A rebuild that is under way.
     pub rebuild: Option<Rebuild>,
+    /// Tables that flooded the quarantine and stand still.
+    #[serde(default)]
+    pub suspended: Vec<Suspended>,
+}
+
+/// A table that stands still.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Suspended {
+    /// `schema.table` in the source.
+    pub table: String,
+    /// Is it being read again?
+    pub is_resumed: bool,
 }
 
 /// How far a rebuild is.
@@ -86,6 +98,22 @@ pub(crate) enum Command {
         which: Discard,
         done: oneshot::Sender<bool>,
     },
+    /// Read a suspended table again.
+    Resume {
+        which: Resume,
+        done: oneshot::Sender<Result<(), Refused>>,
+    },
+}
+
+/// A suspended table.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Resume {
+    pub(crate) source: String,
+    /// `schema.table` in the source.
+    pub(crate) table: String,
+    /// The offset of a record of the checkpoint topic that covers its re-read; none: that begins.
+    pub(crate) covered_by: Option<i64>,
 }
 
 /// A key in quarantine.
@@ -109,6 +137,10 @@ pub enum Refused {
     Standby(String),
     #[error("the key is not in quarantine")]
     NotInQuarantine,
+    #[error("{0} is not suspended, or no longer being read again; see `aggregator status`")]
+    NotSuspended(String),
+    #[error("{0} is being rebuilt, which ends what is suspended of it if that is mended")]
+    IsRebuilt(String),
     #[error("the aggregator did not take the command in time; ask again")]
     Busy,
     #[error("commands are taken from this machine only; run the command where the aggregator runs")]
@@ -153,6 +185,7 @@ pub fn routes(health: &Health) -> (Router, Commands) {
         .route("/rebuild", post(rebuild))
         .route("/recompute", post(recompute))
         .route("/quarantine/discard", post(discard))
+        .route("/quarantine/resume", post(resume))
         .route("/verified", post(verified))
         .with_state(admin);
     (router, Commands { receiver, status })
@@ -227,6 +260,23 @@ async fn discard(
     }
 }
 
+async fn resume(
+    State(admin): State<Admin>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Json(which): Json<Resume>,
+) -> Response {
+    let (done, answer) = oneshot::channel();
+    let command = Command::Resume { which, done };
+    match admin
+        .ask(peer, command, answer)
+        .await
+        .and_then(|taken| taken)
+    {
+        Ok(()) => StatusCode::NO_CONTENT.into_response(),
+        Err(refused) => refused.into_response(),
+    }
+}
+
 /// The answer to `POST /recompute`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Recomputed {
@@ -286,8 +336,8 @@ impl IntoResponse for Refused {
         }
         let status = match self {
             Self::UnknownSource { .. } | Self::UnknownParameter(_) => StatusCode::BAD_REQUEST,
-            Self::Standby(_) => StatusCode::CONFLICT,
-            Self::NotInQuarantine => StatusCode::NOT_FOUND,
+            Self::Standby(_) | Self::IsRebuilt(_) => StatusCode::CONFLICT,
+            Self::NotInQuarantine | Self::NotSuspended(_) => StatusCode::NOT_FOUND,
             Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
             Self::NotLocal => StatusCode::FORBIDDEN,
         };

@@ -13,10 +13,11 @@ use service::admin::Health;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
-use crate::control::{self, Command, Commands};
+use crate::control::{self, Command, Commands, Refused};
 use crate::failure::Failure;
 use crate::ingest::{Change, Feeds, Item, Options, Purpose};
 use crate::lock::Lock;
+use crate::mirror::Table;
 use crate::view::{Moved, Part, View};
 
 /// The waits before the next life, and before a source is followed again.
@@ -84,7 +85,8 @@ async fn live(
             &config.sources,
             silence_max,
         )
-        .await?;
+        .await?
+        .suspending_after(config.quarantine.suspend_after);
         let options = Options {
             kafka: config.kafka.clone(),
             apply: config.apply.clone(),
@@ -168,8 +170,41 @@ impl Applier {
                 );
                 let _ = done.send(was_there);
             }
+            Command::Resume { which, done } => {
+                let _ = done.send(self.resume(&which).await?);
+            }
         }
         Ok(())
+    }
+
+    /// Begins to read a suspended table again, or notes what covers that.
+    async fn resume(&mut self, which: &control::Resume) -> Result<Result<(), Refused>, Failure> {
+        let control::Resume {
+            source,
+            table: name,
+            covered_by,
+        } = which;
+        let Some(table) = Table::find(source, name) else {
+            return Ok(Err(Refused::NotSuspended(name.clone())));
+        };
+        if self.view.rebuilds().contains_key(source) {
+            return Ok(Err(Refused::IsRebuilt(source.clone())));
+        }
+        let is_taken = match covered_by {
+            None => self.view.begin_resumption(table).await?,
+            Some(offset) => self.view.cover_resumption(table, *offset).await?,
+        };
+        if !is_taken {
+            return Ok(Err(Refused::NotSuspended(name.clone())));
+        }
+        if covered_by.is_none() {
+            tracing::info!(
+                source,
+                table = name,
+                "{name} of {source} is being read again by command"
+            );
+        }
+        Ok(Ok(()))
     }
 
     async fn take(&mut self, source: &str, item: Item) -> Result<(), Failure> {
@@ -357,6 +392,8 @@ impl Applier {
         histogram!(crate::telemetry::APPLY_MS).record(apply_ms);
         #[expect(clippy::cast_precision_loss, reason = "a gauge")]
         gauge!(crate::telemetry::QUARANTINED).set(self.view.quarantined() as f64);
+        #[expect(clippy::cast_precision_loss, reason = "a gauge")]
+        gauge!(crate::telemetry::SUSPENDED).set(self.view.suspended().count() as f64);
         for (rule, open) in self.view.discrepancies() {
             #[expect(clippy::cast_precision_loss, reason = "a gauge")]
             gauge!(crate::telemetry::DISCREPANCIES, "rule" => rule.clone()).set(*open as f64);

@@ -11,7 +11,7 @@ struct Migration {
 }
 
 /// In order. A migration that was released is never changed: its checksum is compared.
-static MIGRATIONS: [Migration; 6] = [
+static MIGRATIONS: [Migration; 7] = [
     Migration {
         version: 1,
         name: "view",
@@ -41,6 +41,11 @@ static MIGRATIONS: [Migration; 6] = [
         version: 6,
         name: "daily_sales",
         sql: include_str!("../migrations/0006_daily_sales.sql"),
+    },
+    Migration {
+        version: 7,
+        name: "suspended",
+        sql: include_str!("../migrations/0007_suspended.sql"),
     },
 ];
 

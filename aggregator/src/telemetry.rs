@@ -10,6 +10,7 @@ pub(crate) const APPLY_MS: &str = "aggregator_apply_ms";
 pub(crate) const VISIBLE_MS: &str = "aggregator_visible_ms";
 pub(crate) const LAG_BYTES: &str = "aggregator_lag_bytes";
 pub(crate) const QUARANTINED: &str = "aggregator_quarantined";
+pub(crate) const SUSPENDED: &str = "aggregator_suspended_tables";
 pub(crate) const DISCREPANCIES: &str = "aggregator_discrepancies";
 
 const VERIFY_DIFFERENCES: &str = "aggregator_verify_differences";
@@ -47,6 +48,10 @@ pub fn describe() {
         "WAL of the source that the checkpoint applied last did not cover, by source"
     );
     describe_gauge!(QUARANTINED, "Keys in quarantine");
+    describe_gauge!(
+        SUSPENDED,
+        "Tables that flooded the quarantine and stand still"
+    );
     describe_gauge!(DISCREPANCIES, "Open discrepancies, by rule");
     describe_gauge!(
         VERIFY_DIFFERENCES,

@@ -13,6 +13,7 @@ mod shop;
 mod source;
 mod speed;
 mod steps;
+mod suspension;
 mod takeover;
 mod topics;
 mod unknown;

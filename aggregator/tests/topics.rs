@@ -25,7 +25,7 @@ const POLL: Duration = Duration::from_millis(5);
 pub(crate) struct Place {
     pub(crate) database: Database,
     pub(crate) shop: Shop,
-    kafka: KafkaConfig,
+    pub(crate) kafka: KafkaConfig,
     producers: BTreeMap<&'static str, Producer>,
     offsets: BTreeMap<&'static str, Offsets>,
     folder: tempfile::TempDir,
@@ -237,6 +237,11 @@ impl Aggregator {
     pub(crate) async fn readiness(&self) -> Result<String> {
         let (_, body) = self.ask("GET", "/readyz").await?;
         Ok(body.trim().to_owned())
+    }
+
+    /// Its admin port.
+    pub(crate) fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
     }
 
     /// Status code and body of what the admin port answers.

@@ -59,7 +59,7 @@ pub fn describe() {
     describe_counter!(
         START_OVERS,
         Unit::Count,
-        "times the cache started over: gap, epoch, writer"
+        "times the cache started over: gap, epoch, writer, suspension"
     );
     describe_gauge!(
         FEED_AGE_MS,

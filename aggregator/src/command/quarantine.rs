@@ -34,6 +34,20 @@ pub enum Command {
     Retry(Which),
     /// Accepts that the row stays as it is: its unified rows say `degraded` no more.
     Discard(Which),
+    /// Has a suspended table read again by its connector, once what flooded it is mended; returns
+    /// when that is served, or suspended again.
+    Resume(WhichTable),
+}
+
+/// A table.
+#[derive(Debug, Args)]
+pub struct WhichTable {
+    /// Whose it is.
+    #[arg(long, value_name = "NAME")]
+    pub source: String,
+    /// `schema.table` in the source.
+    #[arg(long, value_name = "TABLE")]
+    pub table: String,
 }
 
 /// A key.
@@ -95,6 +109,7 @@ pub async fn run(config: &Config, command: Command) -> anyhow::Result<ExitCode> 
         Command::List { source, json } => list(&view, source.as_deref(), json).await?,
         Command::Show(which) => show(config, &view, &which).await?,
         Command::Retry(which) => return retry(config, &view, &which).await,
+        Command::Resume(which) => return resume(config, &view, &which).await,
         Command::Discard(which) => {
             entry(&view, &which).await?;
             Admin::new(config.admin.listen)?.discard(&which).await?;
@@ -161,6 +176,9 @@ fn place(record: &str) -> anyhow::Result<(&str, i32, i64)> {
 
 async fn retry(config: &Config, view: &Session, which: &Which) -> anyhow::Result<ExitCode> {
     let before = entry(view, which).await?;
+    if which.key == crate::view::WHOLE_TABLE {
+        bail!("that is the whole table: aggregator quarantine resume");
+    }
     let key: serde_json::Value = serde_json::from_str(&which.key).unwrap_or_default();
     let id = key["id"].as_i64().with_context(|| {
         format!(
@@ -189,6 +207,42 @@ async fn retry(config: &Config, view: &Session, which: &Which) -> anyhow::Result
                 (verify.wait_max_ms)",
                 config.verify.wait_max_ms
             ),
+            Some(_) => tokio::time::sleep(super::POLL).await,
+        }
+    }
+}
+
+async fn resume(config: &Config, view: &Session, which: &WhichTable) -> anyhow::Result<ExitCode> {
+    let table = Table::find(&which.source, &which.table)
+        .with_context(|| format!("{} of {} is not mirrored", which.table, which.source))?;
+    let connector = Connector::of(config, table.source)?;
+    let admin = Admin::new(config.admin.listen)?;
+    // From here on what the connector sends fills the table's second copy.
+    admin.resume(table, None).await?;
+    eprintln!("{} is read again", table.captured);
+    connector.read_all(table).await?;
+    let covered_by = kafka::follower::last_offset(&config.kafka, table.source).await?;
+    let covered_by = covered_by.context("the connector has written no checkpoint")?;
+    admin.resume(table, Some(covered_by)).await?;
+    let sql = r#"SELECT
+        (SELECT reason FROM public.quarantine
+            WHERE source = $1 AND "table" = $2 AND suspended),
+        EXISTS (SELECT FROM aggregator.resumptions WHERE source = $1 AND "table" = $2)"#;
+    loop {
+        let row = view
+            .client
+            .query_one(sql, &[&table.source, &table.captured])
+            .await?;
+        let (suspended, is_resumed): (Option<String>, bool) = (row.get(0), row.get(1));
+        match suspended {
+            None => {
+                println!("resumed");
+                return Ok(ExitCode::SUCCESS);
+            }
+            Some(reason) if !is_resumed => {
+                println!("suspended again: {reason}");
+                return Ok(ExitCode::FAILURE);
+            }
             Some(_) => tokio::time::sleep(super::POLL).await,
         }
     }

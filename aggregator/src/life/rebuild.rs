@@ -122,6 +122,17 @@ impl Applier {
         *self.rebuilt_events.entry(source.to_owned()).or_default() += events as u64;
     }
 
+    fn suspended_of(&self, source: &str) -> Vec<control::Suspended> {
+        let suspended = self.view.suspended();
+        suspended
+            .filter(|(table, _)| table.source == source)
+            .map(|(table, is_resumed)| control::Suspended {
+                table: table.captured.to_owned(),
+                is_resumed,
+            })
+            .collect()
+    }
+
     /// What `/status` says.
     pub(super) fn status(&self) -> Status {
         let sources = self.sources.iter().map(|source| control::Source {
@@ -135,6 +146,7 @@ impl Applier {
                 .then(|| control::Rebuild {
                     events: self.rebuilt_events.get(source).copied().unwrap_or(0),
                 }),
+            suspended: self.suspended_of(source),
         });
         Status {
             state: String::new(),

@@ -38,10 +38,17 @@ impl Connector {
     /// returns once that is in the topics.
     pub(crate) async fn read(&self, table: &Table, keys: &[i64]) -> anyhow::Result<()> {
         let keys: Vec<_> = keys.iter().map(ToString::to_string).collect();
-        let order = json!({
-            "table": table.captured,
-            "condition": format!("id IN ({})", keys.join(", ")),
-        });
+        let condition = format!("id IN ({})", keys.join(", "));
+        let order = json!({ "table": table.captured, "condition": condition });
+        self.obey(table, order).await
+    }
+
+    /// The same of a whole table.
+    pub(crate) async fn read_all(&self, table: &Table) -> anyhow::Result<()> {
+        self.obey(table, json!({ "table": table.captured })).await
+    }
+
+    async fn obey(&self, table: &Table, order: Value) -> anyhow::Result<()> {
         let request = self.client.post(format!("{}/reads", self.url)).json(&order);
         let accepted = self.answer(request).await?;
         let id = &accepted["id"];

@@ -91,6 +91,12 @@ impl<'a> Comparison<'a> {
         found: &impl Fn(&Difference),
     ) -> Result<(), Failed> {
         for table in TABLES.into_iter().filter(|t| t.source == self.source) {
+            let suspended = self.is_suspended(table).await;
+            if suspended.map_err(|error| (table.mirror.to_owned(), error))? {
+                let why = "it is suspended; mend it, then: aggregator quarantine resume";
+                report.not_compared(table.mirror, why);
+                continue;
+            }
             self.table(table, progress, report, found)
                 .await
                 .map_err(|error| (table.mirror.to_owned(), error))?;
@@ -305,6 +311,18 @@ impl<'a> Comparison<'a> {
         let rows = self.of_view(&sql).await?;
         let read = |row: &Row| (row.get(0), columns(table, row, 1));
         Ok(rows.iter().map(read).collect())
+    }
+
+    /// Does the mirror stand still?
+    async fn is_suspended(&self, table: &Table) -> Result<bool, VerifyError> {
+        let sql = "SELECT EXISTS (SELECT FROM public.quarantine
+            WHERE source = $1 AND \"table\" = $2 AND suspended)";
+        let row = self
+            .view
+            .query_one(sql, &[&self.source, &table.captured])
+            .await;
+        let row = row.map_err(VerifyError::database("read the quarantine"))?;
+        Ok(row.get(0))
     }
 
     /// Keys whose last state could not be applied: the mirror keeps the one before.

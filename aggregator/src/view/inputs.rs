@@ -1,12 +1,13 @@
 //! What unified rows are computed from: mirrors, and what of the topics could not be applied to
 //! them. There are two copies, each with its statements.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use tokio_postgres::{Client, Error};
 
 use super::quarantine::Quarantine;
-use crate::mirror::{Mirror, Side, TABLES};
+use super::suspension;
+use crate::mirror::{Mirror, Side, TABLES, Table};
 
 #[derive(Debug)]
 pub(crate) struct Inputs {
@@ -15,6 +16,8 @@ pub(crate) struct Inputs {
     pub quarantine: Quarantine,
     /// Keys in quarantine; while there are none nobody asks.
     pub quarantined: i64,
+    /// Tables whose events are passed over.
+    pub suspended: BTreeSet<&'static Table>,
 }
 
 impl Inputs {
@@ -28,6 +31,14 @@ impl Inputs {
             mirrors,
             quarantined: quarantine.count(client).await?,
             quarantine,
+            suspended: suspension::suspended(client, side).await?,
         })
+    }
+
+    /// Takes from the database what is in quarantine and suspended.
+    pub(crate) async fn count(&mut self, client: &Client, side: Side) -> Result<(), Error> {
+        self.quarantined = self.quarantine.count(client).await?;
+        self.suspended = suspension::suspended(client, side).await?;
+        Ok(())
     }
 }

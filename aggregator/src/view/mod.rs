@@ -18,6 +18,7 @@ mod rebuild;
 mod reduce;
 pub(crate) mod resource;
 mod statements;
+mod suspension;
 mod totals;
 mod touched;
 pub(crate) mod unified;
@@ -35,8 +36,9 @@ use tokio_postgres::Client;
 pub use discrepancies::{RULES, Rule};
 pub use positions::{Moved, Revision};
 pub use rebuild::Differences;
+pub(crate) use suspension::WHOLE as WHOLE_TABLE;
 
-use crate::config::{DiscrepanciesConfig, ViewConfig};
+use crate::config::{DiscrepanciesConfig, QuarantineConfig, ViewConfig};
 use crate::failure::Failure;
 use crate::ingest::Change;
 use crate::migrations::migrate;
@@ -49,6 +51,7 @@ use quarantine::Findings;
 use reduce::reduce;
 use resource::Known;
 use statements::Statements;
+use suspension::Resumptions;
 use touched::Touched;
 
 /// Touched rows that a view transaction remembers, at most: about 20 MB.
@@ -71,6 +74,10 @@ pub struct View {
     positions: BTreeMap<String, Position>,
     /// Where rebuilds stand.
     rebuilds: BTreeMap<String, Standing>,
+    /// Of suspended tables.
+    resumptions: Resumptions,
+    /// Keys of a table in quarantine, at most.
+    suspend_after: i64,
     open: bool,
     /// What the open view transaction touched and has not brought to what the mirrors say.
     touched: Touched,
@@ -126,6 +133,8 @@ impl View {
                 standings: read_standings(client, "aggregator.standing").await?,
                 positions,
                 rebuilds: rebuild::standings(client).await?,
+                resumptions: suspension::resumptions(client).await?,
+                suspend_after: QuarantineConfig::default().suspend_after.into(),
                 open: false,
                 touched: Touched::default(),
                 session,
@@ -184,6 +193,7 @@ impl View {
     /// # Errors
     /// After any, the view is to be dropped.
     pub async fn step(&mut self, source: &str, changes: Vec<Change>) -> Result<(), Failure> {
+        let changes = self.fill_copies(source, changes).await?;
         let (changed, findings) = self.mirror(Side::Served, source, changes).await?;
         fault::point("aggregator.after_mirror").await;
         let mut touched = Touched::default();
@@ -218,13 +228,10 @@ impl View {
     /// After any, the view is to be dropped.
     pub async fn undo(&mut self) -> Result<(), Failure> {
         if self.open {
-            let client = &self.session.client;
-            let doing = Failure::database("undo a view transaction");
-            let undone = async {
-                client.batch_execute("ROLLBACK").await?;
-                self.served.quarantine.count(client).await
-            };
-            self.served.quarantined = undone.await.map_err(doing)?;
+            let undone = self.session.client.batch_execute("ROLLBACK").await;
+            undone.map_err(Failure::database("undo a view transaction"))?;
+            self.recount(Side::Served).await?;
+            self.recount(Side::Rebuilt).await?;
             self.judge.forget();
             self.open = false;
             self.touched = Touched::default();
@@ -286,6 +293,8 @@ impl View {
             .forget(&self.session.client, source)
             .await
             .map_err(Failure::database("drop what was loaded"))?;
+        self.recount(Side::Served).await?;
+        self.tell_degraded(source).await?;
         self.finish().await?;
         self.standings.remove(source);
         Ok(())
@@ -300,6 +309,10 @@ impl View {
         changes: Vec<Change>,
     ) -> Result<(Vec<Changed>, Findings), Failure> {
         let inputs = self.inputs(side);
+        let mut changes = changes;
+        if !inputs.suspended.is_empty() {
+            changes.retain(|change| !inputs.suspended.contains(change.table));
+        }
         let (states, findings) = reduce(changes, inputs.quarantined > 0);
         let begin = self.begin(source);
         let client = &self.session.client;
@@ -360,6 +373,7 @@ impl View {
             );
         }
         let revision = self.fence.next().to_string();
+        let last = suspension::last_of(&findings.poison);
         let (client, inputs) = match side {
             Side::Served => (&self.session.client, &mut self.served),
             Side::Rebuilt => (&self.session.client, &mut self.rebuilt),
@@ -370,7 +384,7 @@ impl View {
             .apply(client, source, &revision, findings, mirrors, touched)
             .await
             .map_err(Failure::database("set poison aside"))?;
-        Ok(())
+        self.suspend_floods(side, source, last).await
     }
 
     /// Brings the touched unified rows to what the mirrors say.
@@ -393,10 +407,17 @@ impl View {
         let touched = std::mem::take(&mut self.touched);
         let source = moves.first().map_or("", |moved| &moved.source);
         self.unify(source, touched).await?;
+        let is_computed = self.end_resumptions(&moves).await?;
         self.stand_at(&moves).await?;
         self.judge_touched(&moves).await?;
+        if is_computed {
+            self.judge_all().await?;
+        }
         self.finish().await?;
         self.moved(moves);
+        if is_computed {
+            self.prepare_judge().await?;
+        }
         Ok(())
     }
 

@@ -59,6 +59,7 @@ impl Quarantine {
                     r#"DELETE FROM {quarantine} AS q
                     USING unnest($2::text[], $3::text[], $4::text[]) AS k ("table", key, lsn)
                     WHERE q.source = $1 AND q."table" = k."table" AND q.key = k.key
+                        AND NOT q.suspended
                         AND (q.lsn IS NULL OR k.lsn IS NULL OR k.lsn::pg_lsn >= q.lsn)"#
                 ))
                 .await?,
@@ -109,7 +110,9 @@ impl Quarantine {
                 ))
                 .await?,
             count: client
-                .prepare(&format!("SELECT count(*) FROM {quarantine}"))
+                .prepare(&format!(
+                    "SELECT count(*) FROM {quarantine} WHERE NOT suspended"
+                ))
                 .await?,
         })
     }

@@ -5,7 +5,7 @@
 //! the copy and every unified row to the mirrors. Rows that were right are not touched: what
 //! readers and subscribers see of a rebuild is what was wrong before.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kafka::Position;
 use kafka::follower::Standing;
@@ -45,6 +45,7 @@ impl View {
     pub async fn begin_rebuild(&mut self, source: &str, standing: Standing) -> Result<(), Failure> {
         let doing = "begin a rebuild";
         self.mirror(Side::Served, source, Vec::new()).await?;
+        self.forget_resumptions(source).await?;
         let client = &self.session.client;
         empty(client, source)
             .await
@@ -54,7 +55,7 @@ impl View {
             .map_err(Failure::database(doing))?;
         self.finish().await?;
         self.rebuilds.insert(source.to_owned(), standing);
-        self.recount_rebuilt().await
+        self.recount(Side::Rebuilt).await
     }
 
     /// Events of a source that is being rebuilt, in a transaction of their own.
@@ -90,21 +91,20 @@ impl View {
         let doing = Failure::database("serve what was rebuilt");
         let served = async {
             client.batch_execute(SETTINGS_FOR_ALL).await?;
-            let mirror_rows = swap(client, &source).await?;
+            let mirror_rows = swap(client, &source, &self.rebuilt.suspended).await?;
             let unified_rows = Statements::compute_all(client, &self.known, &revision).await?;
             empty(client, &source).await?;
-            let quarantined = self.served.quarantine.count(client).await?;
-            let differences = Differences {
+            Ok(Differences {
                 mirror_rows,
                 unified_rows,
-            };
-            Ok::<_, Error>((differences, quarantined))
+            })
         };
-        let (mut differences, quarantined) = served.await.map_err(doing)?;
-        self.served.quarantined = quarantined;
+        let mut differences = served.await.map_err(doing)?;
+        self.recount(Side::Served).await?;
+        self.tell_degraded(&source).await?;
         differences.unified_rows += self.commit_all(moved).await?;
         self.rebuilds.remove(&source);
-        self.recount_rebuilt().await?;
+        self.recount(Side::Rebuilt).await?;
         Ok(differences)
     }
 
@@ -126,17 +126,10 @@ impl View {
         Ok(rows)
     }
 
-    async fn fill(&mut self, source: &str, changes: Vec<Change>) -> Result<(), Failure> {
+    pub(super) async fn fill(&mut self, source: &str, changes: Vec<Change>) -> Result<(), Failure> {
         let (_, findings) = self.mirror(Side::Rebuilt, source, changes).await?;
         let nothing = &mut Touched::default();
         self.isolate(Side::Rebuilt, source, findings, nothing).await
-    }
-
-    async fn recount_rebuilt(&mut self) -> Result<(), Failure> {
-        let rebuilt = &mut self.rebuilt;
-        let count = rebuilt.quarantine.count(&self.session.client).await;
-        rebuilt.quarantined = count.map_err(Failure::database("count what is in quarantine"))?;
-        Ok(())
     }
 }
 
@@ -157,10 +150,15 @@ async fn stand(client: &Client, source: &str, standing: &Standing) -> Result<(),
     Ok(())
 }
 
-/// Brings mirrors and quarantine to the rebuilt copies; how many mirror rows differed.
-async fn swap(client: &Client, source: &str) -> Result<u64, Error> {
+/// Brings mirrors and quarantine to the rebuilt copies, but for mirrors whose copies are suspended;
+/// how many mirror rows differed.
+async fn swap(
+    client: &Client,
+    source: &str,
+    suspended: &BTreeSet<&'static Table>,
+) -> Result<u64, Error> {
     let mut rows = 0;
-    for table in of(source) {
+    for table in of(source).filter(|table| !suspended.contains(table)) {
         let analyze = format!("ANALYZE {}", table.copy(Side::Rebuilt));
         client.batch_execute(&analyze).await?;
         rows += client.execute(&table.swap_sql(), &[]).await?;
@@ -179,7 +177,7 @@ const QUARANTINE: [&str; 4] = [
     r#"INSERT INTO public.quarantine AS q SELECT * FROM rebuild.quarantine AS r WHERE r.source = $1
     ON CONFLICT (source, "table", key) DO UPDATE SET reason = excluded.reason, position = NULL,
         record = excluded.record, at = excluded.at, revision = excluded.revision,
-        lsn = excluded.lsn
+        lsn = excluded.lsn, suspended = excluded.suspended
     WHERE (q.reason, q.record) IS DISTINCT FROM (excluded.reason, excluded.record)"#,
     "DELETE FROM aggregator.degraded WHERE source = $1",
     "INSERT INTO aggregator.degraded SELECT * FROM rebuild.degraded WHERE source = $1",
