@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Result, ensure};
 
 /// Each rule of the API, and the test that fails without it.
-const SHOWN_BY: [(&str, &str); 16] = [
+const SHOWN_BY: [(&str, &str); 17] = [
     ("marks", "a_read_that_a_change_overtakes_is_not_cached"),
     (
         "event_closes_mark",
@@ -42,6 +42,10 @@ const SHOWN_BY: [(&str, &str); 16] = [
     (
         "start_over_on_writer",
         "a_new_writer_of_the_view_starts_the_cache_over",
+    ),
+    (
+        "start_over_on_suspension",
+        "a_table_that_is_suspended_degrades_cached_rows",
     ),
     (
         "revision_by_writer",

@@ -354,6 +354,39 @@ async fn a_new_writer_of_the_view_starts_the_cache_over() -> Result<()> {
     Ok(())
 }
 
+/// No row of a suspended table is touched, and all that come of it say so, cached ones too; so in the
+/// same way when it is back.
+#[tokio::test]
+async fn a_table_that_is_suspended_degrades_cached_rows() -> Result<()> {
+    let (mut world, instance) = begin(&[]).await?;
+    for (degraded, is_degraded) in [
+        ("{orders,products}", true),
+        ("{orders}", false),
+        ("{}", false),
+    ] {
+        cache(&world.truth, &instance, 1).await?;
+        // Each source is told once.
+        for name in ["one", "two"] {
+            let changed = world.commit(&[(2, Some(name))]).await?;
+            let sql = "UPDATE public.positions SET degraded = $1::text::text[]";
+            world.view.execute(sql, &[&degraded]).await?;
+            world.feed.degraded = degraded.to_owned();
+            world.feed.tell(&changed).await?;
+            instance.wait_until_fed(changed.at).await?;
+        }
+        for _ in 0..2 {
+            let product = instance.get("/v1/products/1").await?.json()?;
+            ensure!(product["degraded"] == is_degraded, "{product}");
+        }
+        let list = instance.get("/v1/products").await?.json()?;
+        ensure!(
+            list["data"][0]["degraded"] == is_degraded && list["data"][1]["id"] == 2,
+            "{list}"
+        );
+    }
+    Ok(())
+}
+
 /// A restored view uses numbers again: the number alone does not say which row is newer.
 #[tokio::test]
 async fn a_later_writer_is_newer_than_a_greater_number() -> Result<()> {

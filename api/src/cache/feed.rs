@@ -205,9 +205,18 @@ impl Feed<'_> {
         let new_epoch = position.epoch != before.epoch && fault::in_force("start_over_on_epoch");
         let new_writer = position.revision.writer != before.revision.writer
             && fault::in_force("start_over_on_writer");
-        if new_epoch || new_writer {
-            let reason = if new_epoch { "epoch" } else { "writer" };
-            tracing::info!(reason, "the cache starts over: the view has a new {reason}");
+        // Cached rows say what was degraded when they were read.
+        let suspension =
+            position.degraded != before.degraded && fault::in_force("start_over_on_suspension");
+        if new_epoch || new_writer || suspension {
+            let (reason, why) = if new_epoch {
+                ("epoch", "the view has a new epoch")
+            } else if new_writer {
+                ("writer", "the view has a new writer")
+            } else {
+                ("suspension", "a table is suspended, or no longer")
+            };
+            tracing::info!(reason, "the cache starts over: {why}");
             measure::start_over(reason);
             self.cache.start_over(position);
         } else {
@@ -259,6 +268,7 @@ impl Feed<'_> {
             revision: self.table.revision(),
             positions: Arc::new(positions),
             sources: self.table.rows(),
+            degraded: self.table.degraded(),
             taken: Instant::now(),
         })
     }

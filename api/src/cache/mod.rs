@@ -10,6 +10,7 @@ pub mod feed;
 mod marks;
 mod positions;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -54,6 +55,8 @@ pub struct FeedPosition {
     pub positions: Arc<Positions>,
     /// The view's rows about its sources, as the feed told them.
     pub sources: Arc<Vec<SourceRow>>,
+    /// By source the unified tables that suspended tables of it degrade.
+    pub degraded: BTreeMap<String, String>,
     /// When this checkpoint was taken.
     pub taken: Instant,
 }

@@ -21,6 +21,10 @@ pub struct SourceRow {
     pub current_at: Option<String>,
     pub writer: i64,
     pub number: i64,
+    /// The unified tables that suspended tables of the source degrade, as PostgreSQL writes arrays;
+    /// none: not told.
+    #[serde(default)]
+    pub degraded: Option<String>,
 }
 
 impl SourceRow {
@@ -58,6 +62,13 @@ impl PositionsTable {
             .map(|row| Ok((row.source.clone(), row.position()?)))
             .collect();
         Ok(Positions::new(sources, known?))
+    }
+
+    /// By source the unified tables that are degraded as a whole.
+    pub(super) fn degraded(&self) -> BTreeMap<String, String> {
+        let told = self.0.values();
+        let told = told.filter_map(|row| Some((row.source.clone(), row.degraded.clone()?)));
+        told.filter(|(_, degraded)| degraded != "{}").collect()
     }
 
     pub(super) fn rows(&self) -> Arc<Vec<SourceRow>> {

@@ -43,7 +43,8 @@ pub trait Resource: Serialize + Sized + Send {
     const NAME: &'static str;
     /// Where its rows are, and whose events evict them.
     const TABLE: Table;
-    /// What is selected, money and times as the API writes them; `revision` is among it.
+    /// What is selected, money and times as the API writes them; `revision` is among it, and
+    /// `{degraded}` in place of that column.
     const COLUMNS: &'static str;
     /// The order of lists, which must be total.
     const ORDER: &'static str = "id";
@@ -185,7 +186,7 @@ impl View {
         let statement = format!(
             "SELECT s.*, r.* FROM ({SNAPSHOT}) s \
              LEFT JOIN (SELECT {} FROM {} WHERE {}) r ON true",
-            R::COLUMNS,
+            columns::<R>(),
             R::TABLE.name,
             R::TABLE.condition()
         );
@@ -226,7 +227,7 @@ impl View {
             "SELECT s.*, r.* FROM ({SNAPSHOT}) s LEFT JOIN \
              (SELECT {} FROM {} WHERE {conditions} ORDER BY {order} LIMIT $1) r ON true \
              ORDER BY {order}",
-            R::COLUMNS,
+            columns::<R>(),
             R::TABLE.name,
             order = R::ORDER
         );
@@ -306,6 +307,23 @@ impl<T> Seen<T> {
             positions: self.positions,
         }
     }
+}
+
+/// What is selected. Besides what a row says of itself it is degraded while a table that it is made
+/// from is suspended: that stands with the positions, so that none of the rows is touched.
+fn columns<R: Resource>() -> String {
+    debug_assert!(
+        R::COLUMNS.contains("{degraded}"),
+        "{} cannot be degraded",
+        R::NAME
+    );
+    let table = R::TABLE.name.trim_start_matches("public.");
+    let suspended =
+        format!("EXISTS (SELECT FROM public.positions WHERE '{table}' = ANY (degraded))");
+    R::COLUMNS.replace(
+        "{degraded}",
+        &format!("degraded OR {suspended} AS degraded"),
+    )
 }
 
 /// The row of the resource, unless the join found none.

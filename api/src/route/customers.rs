@@ -53,7 +53,7 @@ impl Resource for Customer {
     };
     const COLUMNS: &'static str = "id, order_count, round(ordered, 2)::text AS ordered, \
         round(paid, 2)::text AS paid, round(balance, 2)::text AS balance, \
-        unknown, degraded, revision";
+        unknown, {degraded}, revision";
 
     fn from_row(row: &Row) -> Result<Self, tokio_postgres::Error> {
         Ok(Self {

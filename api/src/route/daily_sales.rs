@@ -70,7 +70,7 @@ impl Resource for DailySales {
              ELSE to_char(-1 - extract(year FROM day), 'FM0000') END || \
         to_char(day, '-MM-DD') AS day_text, \
         product_id, orders, units, round(revenue, 2)::text AS revenue, \
-        unknown, degraded, revision";
+        unknown, {degraded}, revision";
     const ORDER: &'static str = "day, product_id";
     const SORTED_BY: &'static [KeyKind] = &[KeyKind::Day, KeyKind::Id];
     const AFTER: &'static str =

@@ -79,7 +79,7 @@ impl Resource for Discrepancy {
         key: ID,
     };
     const COLUMNS: &'static str = "id, rule, systems, resource, key, \
-        to_char(since, 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') AS since, detail, unknown, degraded, \
+        to_char(since, 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') AS since, detail, unknown, {degraded}, \
         revision";
 
     fn from_row(row: &Row) -> Result<Self, tokio_postgres::Error> {

@@ -105,7 +105,7 @@ impl Resource for Order {
              ELSE to_char(-1 - extract(year FROM ordered_at AT TIME ZONE 'UTC'), 'FM0000') END || \
         to_char(ordered_at AT TIME ZONE 'UTC', '-MM-DD\"T\"HH24:MI:SS.US\"Z\"') AS ordered_at, \
         lines, round(total, 2)::text AS total, transactions, round(paid, 2)::text AS paid, \
-        round(balance, 2)::text AS balance, payment_status, unknown, degraded, revision";
+        round(balance, 2)::text AS balance, payment_status, unknown, {degraded}, revision";
 
     fn from_row(row: &Row) -> Result<Self, tokio_postgres::Error> {
         let lines: Option<Json<Vec<OrderLine>>> = row.try_get("lines")?;

@@ -66,7 +66,7 @@ impl Resource for Product {
     };
     const COLUMNS: &'static str = "id, name, description, country_of_origin, \
         round(price, 2)::text AS price, quantity_in_stock, units_sold, \
-        round(revenue, 2)::text AS revenue, status, unknown, degraded, revision";
+        round(revenue, 2)::text AS revenue, status, unknown, {degraded}, revision";
 
     fn from_row(row: &Row) -> Result<Self, tokio_postgres::Error> {
         Ok(Self {

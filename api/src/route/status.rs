@@ -127,7 +127,7 @@ pub(super) async fn get(
 
 const SOURCES: &str = "SELECT source, epoch, lsn, lag_bytes, \
     to_char(current_at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') AS current_at, \
-    writer, number FROM public.positions";
+    writer, number, degraded::text FROM public.positions";
 
 /// The view's rows about its sources.
 pub(crate) async fn sources(view: &View) -> Result<Seen<Vec<SourceRow>>, ViewError> {
@@ -151,6 +151,7 @@ fn source(row: &Row) -> Option<Result<SourceRow, tokio_postgres::Error>> {
             current_at: row.try_get("current_at")?,
             writer: row.try_get("writer")?,
             number: row.try_get("number")?,
+            degraded: row.try_get("degraded")?,
         })
     };
     match row.try_get("source") {
@@ -236,6 +237,7 @@ mod tests {
                 current_at: current_at.map(|us| Instant(us).to_string()),
                 writer: 1,
                 number: 1,
+                degraded: None,
             };
             source_status("sales", position, Some(&row), Instant(60_000_000), 15_000).state
         };

@@ -64,7 +64,7 @@ impl Resource for Transaction {
         key: ID,
     };
     const COLUMNS: &'static str =
-        "id, order_id, round(amount, 2)::text AS amount, details, unknown, degraded, revision";
+        "id, order_id, round(amount, 2)::text AS amount, details, unknown, {degraded}, revision";
 
     fn from_row(row: &Row) -> Result<Self, tokio_postgres::Error> {
         let details: Option<Json<Vec<Detail>>> = row.try_get("details")?;

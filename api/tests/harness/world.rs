@@ -249,6 +249,8 @@ pub(crate) struct Feed {
     /// Of the view's database: grows with every record.
     lsn: u64,
     pub(crate) epoch: u64,
+    /// What a source's positions say of unified tables, as the connector writes arrays.
+    pub(crate) degraded: String,
 }
 
 impl Feed {
@@ -266,6 +268,7 @@ impl Feed {
             offsets: Offsets::new(),
             lsn: 1,
             epoch: 1_700_000_000,
+            degraded: "{}".to_owned(),
         })
     }
 
@@ -312,7 +315,7 @@ impl Feed {
         let key = json!({"source": source}).to_string();
         let after = json!({"source": source, "epoch": writer, "lsn": Lsn(number), "wal_end": Lsn(number),
             "lag_bytes": 0, "committed_at": null, "current_at": "2020-01-01T00:00:00.000000Z",
-            "applied_at": null, "writer": writer, "number": number,
+            "applied_at": null, "writer": writer, "number": number, "degraded": self.degraded,
             "revision": committed.at.revision()});
         let value = json!({"before": null, "after": after, "op": "u"}).to_string();
         self.send("positions", &key, Some(&value)).await

@@ -5,6 +5,7 @@ mod contract;
 mod oracle;
 mod quarantine;
 mod slot;
+mod suspension;
 mod verify;
 mod workload;
 mod zombie;
