@@ -189,6 +189,7 @@ impl<'a> Life<'a> {
             Ok(last) => {
                 let tables = catalog.columns_by_table();
                 let mut progress = Progress::resume(last, server.identity, &tables);
+                progress.log_ended_at(wal.border(control.inserted().await?));
                 let added = |table: &&String| !last.tables.contains_key(*table);
                 for table in config.tables.iter().filter(added) {
                     if let Some(ends) = ends.get(&table_topic(config, table)) {

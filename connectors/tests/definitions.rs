@@ -1,7 +1,8 @@
 //! What the log does not tell of a table: that it is another one, that the publication left it out
 //! for a while, that every row was rewritten.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use fixtures::postgres::{Postgres, Version};
 use kafka::TableState;
 
 use crate::harness::{Connector, Journal, Rig, equals_source, eventually};
@@ -145,6 +146,46 @@ async fn what_follows_from_a_look_waits_for_the_log_of_before() -> Result<()> {
 }
 
 /// No slot passes what was logged meanwhile: a new epoch begins, by itself.
+/// What a look at the catalog shows may never be flushed. A crash of the source takes it back, the
+/// log is shorter then, and the epoch lasts all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_crashes_after_a_look_costs_no_epoch() -> Result<()> {
+    let settings = [("wal_writer_delay", "10000ms"), ("autovacuum", "off")];
+    let mut server = Postgres::start_with(Version::Legacy15, &settings).await?;
+    let mut rig = Rig::on(&server, &[ITEM], DDL).await?;
+    let plan = rig.connector().postgres(SOON).stream("heartbeat_ms = 100");
+    let connector = plan.start()?;
+    connector.ready().await?;
+    rig.run("SET synchronous_commit = off; ALTER TABLE item ADD COLUMN later int")
+        .await?;
+    let mut journal = rig.journal()?;
+    known(&mut journal, "the look is recorded", |item| {
+        item.target.contains(&"later".to_owned())
+    })
+    .await?;
+    let recorded = journal.checkpoints.last().context("no checkpoint")?.clone();
+    server.crash().await;
+    connector.kill().await;
+    server.restart().await?;
+    rig.moved_to(&server).await?;
+    let sql = "SELECT count(*) FROM pg_attribute \
+               WHERE attrelid = 'item'::regclass AND attname = 'later'";
+    let columns: i64 = rig.db.query_one(sql, &[]).await?.get(0);
+    ensure!(columns == 0, "the server had flushed what it was to lose");
+    let next = rig.connector().start()?;
+    // Nobody writes: the table is read nevertheless.
+    known(&mut journal, "the table is as it was", |item| {
+        item.columns == ["id", "n"] && item.target == ["id", "n"] && item.read.is_done()
+    })
+    .await?;
+    let last = journal.checkpoints.last().context("no checkpoint")?;
+    assert_eq!(last.epoch, recorded.epoch, "{}", next.log());
+    rig.run("INSERT INTO item VALUES (6, 6)").await?;
+    equals_source(&rig, &mut journal, &[ITEM]).await?;
+    next.kill().await;
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_publication_that_was_dropped_and_made_again_begins_an_epoch() -> Result<()> {
     let rig = rig().await?;

@@ -105,7 +105,8 @@ impl Progress {
         self.hold(table, looked_at);
     }
 
-    /// A table's read and comparison begin once the stream has passed `looked_at`.
+    /// A table's read and comparison begin once the stream has passed `looked_at`. `reach` is as it
+    /// was: nothing of what was looked at stands in the topics, and it may not be flushed.
     fn hold(&mut self, table: &str, looked_at: Lsn) {
         if !in_force("read_after_look") {
             return;
@@ -113,8 +114,21 @@ impl Progress {
         if let Some(state) = self.tables.get_mut(table) {
             state.not_before = state.not_before.max(looked_at);
         }
-        // An idle source is asked how far it is.
-        self.reach = self.reach.max(looked_at);
+    }
+
+    /// The log ended at `end` when this life began, so what it has of before an earlier look stands
+    /// below. A look may have shown what was never flushed: after a crash of the source the log is
+    /// shorter, and would not reach the place of that look while nobody writes.
+    pub fn log_ended_at(&mut self, end: Lsn) {
+        for state in self.tables.values_mut() {
+            state.not_before = state.not_before.min(end);
+        }
+    }
+
+    /// Is the stream still to pass something, so that an idle source is to be asked how far it is?
+    #[must_use]
+    pub fn waits_for_log(&self) -> bool {
+        !self.is_even() || self.tables.values().any(|state| self.is_held(state))
     }
 
     /// May what the log has of a table still be of before the last look at it?

@@ -27,7 +27,7 @@ pub(crate) use transaction::Transaction;
 const READ_RETRY: Duration = Duration::from_millis(10);
 /// Under load the next record begins after so many times what the last one took.
 const RECORD_PACE: u32 = 9;
-/// While the position is behind a read, a keepalive is asked for this often.
+/// While the position is behind a read or a look, a keepalive is asked for this often.
 const KEEPALIVE_RETRY: Duration = Duration::from_millis(20);
 
 impl Life<'_> {
@@ -89,7 +89,7 @@ impl Life<'_> {
             self.obey(command).await?;
         }
         self.pass_view().await?;
-        if !self.progress.is_even() && !self.progress.in_transaction() {
+        if self.progress.waits_for_log() && !self.progress.in_transaction() {
             self.feedback.request_keepalive();
         }
         Ok(None)
@@ -250,7 +250,7 @@ impl Life<'_> {
         if self.progress.in_transaction() {
             // Nothing is due before the server says more, or the Kafka transaction is old.
             deadline = now + self.heartbeat();
-        } else if !self.progress.is_even() {
+        } else if self.progress.waits_for_log() {
             deadline = deadline.min(now + KEEPALIVE_RETRY);
         } else if self.progress.position() > self.recorded {
             deadline = deadline.min(self.recorded_at + self.idle_after());

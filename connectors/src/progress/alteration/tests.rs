@@ -99,11 +99,12 @@ fn a_forgotten_table_is_read_and_compared_once_the_stream_has_passed_the_look() 
     let mut progress = read_once();
     let ends = BTreeMap::from([(0, 5), (1, 0)]);
     progress.forget(TABLE, definition(), &ends, Lsn(150));
-    assert!(progress.holds(TABLE) && !progress.is_even());
+    assert!(progress.holds(TABLE) && progress.waits_for_log());
+    assert!(progress.is_even(), "the topics hold nothing of the look");
     assert!(progress.next_read(1, &BTreeSet::new()).is_none() && !progress.wants_read());
     assert!(!progress.record().is_whole());
     progress.keepalive(Lsn(150));
-    assert!(!progress.holds(TABLE));
+    assert!(!progress.holds(TABLE) && !progress.waits_for_log());
     assert_eq!(state(&progress).read, Read::First);
     read_whole(&mut progress);
     let stale = NextRead::Reconcile {
@@ -186,4 +187,14 @@ proptest! {
         prop_assert_eq!(&record.tables[TABLE].columns, &["id", "n", "m"]);
         prop_assert_eq!(&record.tables[TABLE].types, &[(20, -1), (23, -1), (25, -1)]);
     }
+}
+
+#[test]
+fn a_look_beyond_the_end_of_a_log_that_a_crash_cut_short_holds_nothing() {
+    let mut progress = read_once();
+    progress.forget_values(TABLE, definition(), Lsn(150));
+    progress.log_ended_at(Lsn(200));
+    assert!(progress.holds(TABLE));
+    progress.log_ended_at(progress.position());
+    assert!(!progress.holds(TABLE));
 }
