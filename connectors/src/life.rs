@@ -174,7 +174,7 @@ impl<'a> Life<'a> {
         topics
             .ensure(&topic_names(config), &checkpoint_topic(config))
             .await?;
-        let quarantine = topic::quarantine(&config.kafka, &config.source);
+        let quarantine = quarantine_topic(config);
         topics.ensure_quarantine(&quarantine).await?;
 
         let replication = replication_config(config, postgres)?;
@@ -296,6 +296,10 @@ pub(crate) async fn read_session(config: &ConnectorConfig) -> Result<Arc<Session
 
 pub(crate) fn checkpoint_topic(config: &ConnectorConfig) -> String {
     topic::checkpoint(&config.kafka, &config.source)
+}
+
+pub(crate) fn quarantine_topic(config: &ConnectorConfig) -> String {
+    topic::quarantine(&config.kafka, &config.source)
 }
 
 pub(crate) fn table_topic(config: &ConnectorConfig, qualified: &str) -> String {

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::check::Finding;
 use crate::config::ConnectorConfig;
 use crate::encode::Kind;
-use crate::life::{checkpoint_topic, table_topic, topic_names};
+use crate::life::{checkpoint_topic, quarantine_topic, table_topic, topic_names};
 use crate::source::session::{self, Session, SourceError, literal};
 use crate::source::{Catalog, Table};
 
@@ -23,6 +23,7 @@ pub struct Plan {
     pub publication: String,
     pub tables: Vec<TablePlan>,
     pub checkpoint: TopicPlan,
+    pub quarantine: TopicPlan,
     /// Tables of the configuration that cannot be captured as they are; `check` says why.
     pub left_out: Vec<String>,
 }
@@ -80,8 +81,10 @@ pub async fn plan(config: &ConnectorConfig) -> Result<Plan, Vec<Finding>> {
     let (postgres, _) = crate::check::address(config)?;
     let refused = |error: SourceError| vec![crate::check::refused(&postgres, &error)];
     let session = Session::connect(&postgres, &[]).await.map_err(refused)?;
-    let (topics, checkpoint) = (topic_names(config), checkpoint_topic(config));
-    let observation = observe(&config.kafka, &topics, &checkpoint).await.ok();
+    let topics = topic_names(config);
+    let (checkpoint, quarantine) = (checkpoint_topic(config), quarantine_topic(config));
+    let asked = observe(&config.kafka, &topics, &checkpoint, &quarantine).await;
+    let observation = asked.ok();
     read(&session, config, observation.as_ref())
         .await
         .map_err(refused)
@@ -109,6 +112,7 @@ async fn read(
         publication: publication.clone(),
         tables: Vec::new(),
         checkpoint: topic(checkpoint_topic(config), 1),
+        quarantine: topic(quarantine_topic(config), 1),
         left_out: Vec::new(),
     };
     for qualified in &config.tables {
@@ -225,6 +229,7 @@ impl std::fmt::Display for Plan {
             )?,
         }
         writeln!(f, "checkpoints in {}", self.checkpoint)?;
+        writeln!(f, "what cannot be sent in {}", self.quarantine)?;
         for table in &self.tables {
             write!(f, "\n{table}")?;
         }

@@ -208,3 +208,64 @@ async fn an_operator_can_prefer_to_stop() -> Result<()> {
     other.kill().await;
     Ok(())
 }
+
+/// Topics that are made take what a record may have; an older topic that takes less is refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn how_large_a_record_may_be_is_configured_and_topics_must_take_it() -> Result<()> {
+    let rig = rig().await?;
+    let small = rig.connector().kafka("record_bytes_max = 65536");
+    let connector = small.start()?;
+    connector.ready().await?;
+    rig.run("INSERT INTO item VALUES (1, repeat('x', 50000)), (2, repeat('y', 70000))")
+        .await?;
+    let mut journal = rig.journal()?;
+    at_rest(&rig, &mut journal).await?;
+    let keys: Vec<_> = journal.tables()[ITEM].keys().cloned().collect();
+    assert_eq!(keys, [r#"{"id":1}"#]);
+    let quarantined = rows(&journal)?;
+    let [(row, raw)] = &quarantined[..] else {
+        panic!("{} rows", quarantined.len());
+    };
+    assert_eq!((row.reason, row.parts), (Reason::TooLarge, 2));
+    assert_eq!(raw.len(), 70_013);
+    connector.kill().await;
+
+    let (code, report) = rig.connector().command(&["check", "--json"]).await?;
+    let report: serde_json::Value = serde_json::from_str(&report)?;
+    let findings = report["findings"].as_array().context("no findings")?;
+    let places: Vec<_> = findings.iter().map(|one| one["place"].as_str()).collect();
+    let topics = ["public.item", "quarantine"].map(|of| format!("topic {}", rig.topic(of)));
+    assert_eq!(code, Some(2), "{report:#}");
+    assert_eq!(places, topics.each_ref().map(|topic| Some(topic.as_str())));
+    for finding in findings {
+        assert_eq!(finding["code"], "kafka_topic");
+        assert_eq!(finding["setting"], "kafka.record_bytes_max");
+        let remedy = finding["remedy"].as_str().unwrap_or_default();
+        assert!(remedy.contains("--add-config max.message.bytes=16777216`"));
+    }
+    let (code, log) = rig.connector().start()?.ended().await?;
+    assert_eq!(code, Some(2), "{log}");
+    assert!(log.contains("max.message.bytes is 65536, must be at least 16777216"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_higher_limit_larger_rows_go_to_their_topic() -> Result<()> {
+    let rig = rig().await?;
+    rig.run(&format!(
+        "INSERT INTO item VALUES (1, repeat('x', {LARGE}))"
+    ))
+    .await?;
+    let large = "record_bytes_max = 33554432\nsend_queue_kib = 65536";
+    let connector = rig.connector().kafka(large).start()?;
+    connector.ready().await?;
+    rig.run(&format!(
+        "INSERT INTO item VALUES (2, repeat('y', {LARGE}))"
+    ))
+    .await?;
+    let mut journal = rig.journal()?;
+    equals_source(&rig, &mut journal, &[ITEM]).await?;
+    assert_eq!(rows(&journal)?.len(), 0);
+    connector.kill().await;
+    Ok(())
+}

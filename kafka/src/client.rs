@@ -11,9 +11,6 @@ use secrecy::ExposeSecret as _;
 
 use crate::config::KafkaConfig;
 
-/// The largest record that is sent; topics take as much.
-pub(crate) const RECORD_BYTES_MAX: usize = 16 << 20;
-
 pub(crate) fn settings(config: &KafkaConfig) -> ClientConfig {
     let mut client = ClientConfig::new();
     client
@@ -25,7 +22,7 @@ pub(crate) fn settings(config: &KafkaConfig) -> ClientConfig {
         // A broker that comes back is found within a second (default: 10 s).
         .set("reconnect.backoff.ms", "50")
         .set("reconnect.backoff.max.ms", "1000")
-        .set("message.max.bytes", RECORD_BYTES_MAX.to_string());
+        .set("message.max.bytes", config.record_bytes_max.to_string());
     secure(&mut client, config);
     client
 }

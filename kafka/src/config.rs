@@ -44,6 +44,11 @@ pub struct KafkaConfig {
     #[serde(default = "send_queue_kib")]
     #[garde(range(min = 64, max = 1_048_576))]
     pub send_queue_kib: u32,
+    /// A record of Kafka, key, value and headers, has so many bytes at most, and topics take as much:
+    /// a larger event goes to quarantine. Default 16 MiB.
+    #[serde(default = "record_bytes_max")]
+    #[garde(range(min = 65_536, max = 67_108_864))]
+    pub record_bytes_max: u32,
     /// Events of one partition that were fetched and not read yet at most, KiB; one request
     /// goes over it. Default 4096.
     #[serde(default = "fetch_queue_kib")]
@@ -147,6 +152,7 @@ impl KafkaConfig {
             transaction_timeout_ms: transaction_timeout_ms(),
             lateness_max_ms: lateness_max_ms(),
             send_queue_kib: send_queue_kib(),
+            record_bytes_max: record_bytes_max(),
             fetch_queue_kib: fetch_queue_kib(),
             request_timeout_ms: request_timeout_ms(),
             tls: TlsConfig::default(),
@@ -179,6 +185,10 @@ fn lateness_max_ms() -> i64 {
 
 fn send_queue_kib() -> u32 {
     32_768
+}
+
+fn record_bytes_max() -> u32 {
+    16 << 20
 }
 
 fn fetch_queue_kib() -> u32 {

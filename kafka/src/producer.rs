@@ -204,7 +204,8 @@ impl Producer {
             ],
             turn: 0,
             patience: client::request_timeout(config),
-            record_bytes_max: client::RECORD_BYTES_MAX.min(config.send_queue_kib as usize * 1024),
+            record_bytes_max: (config.record_bytes_max as usize)
+                .min(config.send_queue_kib as usize * 1024),
             in_transaction: false,
             events: 0,
             bytes: 0,

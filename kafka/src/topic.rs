@@ -44,6 +44,9 @@ const CHECKPOINT_SEGMENT_BYTES: i64 = 64 << 20;
 /// and may be on holiday.
 const QUARANTINED_KEPT_MS: i64 = 90 * 24 * 60 * 60 * 1000;
 
+/// A topic's bound of a record, which `record_bytes_max` may not be above.
+pub const RECORD_BYTES_MAX: &str = "max.message.bytes";
+
 /// How long a new topic may take until each partition has a leader.
 const LEADERS_WAIT_MAX: Duration = Duration::from_secs(30);
 const LEADERS_WAIT: Duration = Duration::from_millis(20);
@@ -151,8 +154,8 @@ fn required(config: &KafkaConfig, kind: Kind) -> Vec<(&'static str, Must)> {
         ]);
     }
     if kind != Kind::Checkpoint {
-        let bytes_max = Must::BeAtLeast(client::RECORD_BYTES_MAX as i64);
-        settings.push(("max.message.bytes", bytes_max));
+        let bytes_max = Must::BeAtLeast(i64::from(config.record_bytes_max));
+        settings.push((RECORD_BYTES_MAX, bytes_max));
     }
     settings
 }
@@ -185,10 +188,16 @@ fn deviations(
         .filter_map(|(name, must)| {
             let value = value_of(name).unwrap_or_else(|| "unset".to_owned());
             (!must.allows(&value)).then(|| {
+                let or = if *name == RECORD_BYTES_MAX {
+                    ", or set record_bytes_max under [kafka] to what it takes: larger events then \
+                     go to quarantine"
+                } else {
+                    ""
+                };
                 format!(
                     "topic {topic}: {name} is {value}, {}; mend it with `kafka-configs.sh \
                      --bootstrap-server {} --alter --entity-type topics --entity-name {topic} \
-                     --add-config {name}={}`",
+                     --add-config {name}={}`{or}",
                     must.sentence(),
                     config.bootstrap,
                     must.value()

@@ -53,7 +53,8 @@ async fn each_wrong_setting_is_refused_with_the_command_that_mends_it() -> Resul
             "min.compaction.lag.ms=604800000`",
             "delete.retention.ms=604800000`",
             "max.compaction.lag.ms=2592000000`",
-            "max.message.bytes=16777216`",
+            "max.message.bytes=16777216`, or set record_bytes_max under [kafka] to what it takes: \
+             larger events then go to quarantine",
         ]
     );
     Ok(())

@@ -165,6 +165,25 @@ async fn a_record_that_no_topic_takes_is_refused_and_named() -> Result<()> {
     Ok(())
 }
 
+/// A reader need not be told how large a writer's records may be.
+#[tokio::test]
+async fn a_larger_record_is_sent_where_the_configuration_says_so_and_read_by_everybody()
+-> Result<()> {
+    let mut source = Source::unmade("large").await?;
+    let reader = source.config.clone();
+    source.config.record_bytes_max = 64 << 20;
+    source.config.send_queue_kib = 128 << 10;
+    source.ensure().await?;
+    let large = "x".repeat((64 << 20) - 2000);
+    let mut writer = Writer::take_over(&source).await?;
+    writer.send("a", Some(&large)).await?;
+    writer.commit().await?;
+    source.config = reader;
+    let taken = take(&mut source.follower()?).await?;
+    assert_eq!(rows(&taken.events), [("a", large.as_str())]);
+    Ok(())
+}
+
 /// Vectors of Apache Kafka's own test of `Utils.murmur2`, as positive numbers.
 #[tokio::test]
 async fn keys_go_to_the_partitions_that_javas_clients_choose() -> Result<()> {

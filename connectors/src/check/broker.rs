@@ -1,10 +1,14 @@
 //! What a connector needs of Kafka.
 
+use kafka::topic::RECORD_BYTES_MAX;
 use kafka::topic::examine::{Observation, Trouble, observe};
 
 use super::finding::Finding;
 use crate::config::ConnectorConfig;
-use crate::life::{checkpoint_topic, topic_names};
+use crate::life::{checkpoint_topic, quarantine_topic, topic_names};
+
+/// Topics besides those of tables: checkpoint and quarantine.
+const OTHER_TOPICS: usize = 2;
 
 /// Asks the brokers; nothing is made.
 pub(super) async fn examine(config: &ConnectorConfig) -> Vec<Finding> {
@@ -12,6 +16,7 @@ pub(super) async fn examine(config: &ConnectorConfig) -> Vec<Finding> {
         &config.kafka,
         &topic_names(config),
         &checkpoint_topic(config),
+        &quarantine_topic(config),
     )
     .await
     {
@@ -65,7 +70,7 @@ fn observed(config: &ConnectorConfig, observation: &Observation) -> Vec<Finding>
     }
     let copies = config.kafka.replication_factor;
     let brokers = observation.brokers;
-    let missing = observation.topics.len() <= config.tables.len();
+    let missing = observation.topics.len() < config.tables.len() + OTHER_TOPICS;
     if brokers < copies && missing {
         let cause = format!(
             "topics are to have {copies} copies, but Kafka has only {brokers} broker{}",
@@ -92,8 +97,12 @@ fn observed(config: &ConnectorConfig, observation: &Observation) -> Vec<Finding>
         let (cause, remedy) = deviation.split_once("; ").unwrap_or((deviation, ""));
         let topic = cause.trim_start_matches("topic ");
         let topic = topic.split([':', ' ']).next().unwrap_or(topic);
-        findings
-            .push(Finding::wrong("kafka_topic", format!("topic {topic}"), cause).advice(remedy));
+        let finding = Finding::wrong("kafka_topic", format!("topic {topic}"), cause);
+        findings.push(if cause.contains(RECORD_BYTES_MAX) {
+            finding.setting("kafka.record_bytes_max", remedy)
+        } else {
+            finding.advice(remedy)
+        });
     }
     findings
 }

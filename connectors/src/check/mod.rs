@@ -187,7 +187,32 @@ async fn replication(postgres: &Endpoint) -> Option<Finding> {
 }
 
 /// Bounds that only together make no sense.
-fn bounds(config: &ConnectorConfig) -> Option<Finding> {
+fn bounds(config: &ConnectorConfig) -> Vec<Finding> {
+    let (record, queue) = (
+        u64::from(config.kafka.record_bytes_max),
+        u64::from(config.kafka.send_queue_kib) * 1024,
+    );
+    let queue_small = (record > queue).then(|| {
+        Finding::warning(
+            "send_queue",
+            "kafka.send_queue_kib",
+            format!(
+                "a record may have {record} bytes, but the queue takes {queue}: what is larger goes to \
+                 quarantine"
+            ),
+        )
+        .setting(
+            "kafka.send_queue_kib",
+            format!("set kafka.send_queue_kib to at least {}", record.div_ceil(1024)),
+        )
+    });
+    queue_small
+        .into_iter()
+        .chain(transaction_time(config))
+        .collect()
+}
+
+fn transaction_time(config: &ConnectorConfig) -> Option<Finding> {
     let (open_max, timeout) = (
         config.stream.kafka_transaction_ms_max,
         u64::from(config.kafka.transaction_timeout_ms),

@@ -85,6 +85,7 @@ pub async fn observe(
     config: &KafkaConfig,
     tables: &[String],
     checkpoint: &str,
+    quarantine: &str,
 ) -> Result<Observation, Trouble> {
     let addresses = addresses(config);
     let dead_bootstrap = dead(&addresses).await;
@@ -102,7 +103,11 @@ pub async fn observe(
     };
     let topics = Topics::connect(config).map_err(Trouble::Settings)?;
     let asked = tables.iter().map(|table| (table.as_str(), Kind::Table));
-    for (topic, kind) in asked.chain([(checkpoint, Kind::Checkpoint)]) {
+    let others = [
+        (checkpoint, Kind::Checkpoint),
+        (quarantine, Kind::Quarantine),
+    ];
+    for (topic, kind) in asked.chain(others) {
         if let Some(layout) = known.topics.get(topic) {
             let found = topics.deviations_of(topic, kind, *layout).await;
             observation.deviations.extend(found);
