@@ -156,6 +156,58 @@ async fn a_warning_alone_is_exit_code_1_and_the_connector_runs() -> Result<()> {
     Ok(())
 }
 
+/// A table that nobody captures: its owner is harmed, and that the connector stopped would not help.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publication_that_makes_the_source_refuse_updates_is_wrong() -> Result<()> {
+    let rig = Rig::new(&[ITEM], DDL).await?;
+    rig.run(
+        "CREATE TABLE keyless (n int); INSERT INTO keyless VALUES (1); \
+         CREATE TABLE full_row (n int); ALTER TABLE full_row REPLICA IDENTITY FULL; \
+         ALTER PUBLICATION tributary ADD TABLE keyless",
+    )
+    .await?;
+    let update = "UPDATE keyless SET n = n + 1";
+    ensure!(rig.run(update).await.is_err(), "the source refuses nothing");
+    let (code, report) = json(&rig.connector()).await?;
+    assert_eq!((code, codes(&report)), (Some(2), vec!["updates_refused"]));
+    let connector = rig.connector().start()?;
+    connector.ready().await?;
+    connector
+        .logged("refuses its owner's UPDATE and DELETE of public.keyless")
+        .await?;
+    let mends = |report: &Value, code: &str| -> Result<String> {
+        let sql = finding(report, code)?["sql"].as_str();
+        Ok(sql.context("no SQL")?.to_owned())
+    };
+    rig.run(&mends(&report, "updates_refused")?).await?;
+    rig.run(update).await?;
+    let (code, report) = json(&rig.connector()).await?;
+    assert_eq!((code, codes(&report)), (Some(0), vec![]), "{report:#}");
+
+    rig.run("DROP PUBLICATION tributary; CREATE PUBLICATION tributary FOR TABLES IN SCHEMA public")
+        .await?;
+    ensure!(rig.run(update).await.is_err(), "the source refuses nothing");
+    let (code, report) = json(&rig.connector()).await?;
+    assert_eq!(code, Some(2));
+    assert_eq!(codes(&report), ["published_schema", "updates_refused"]);
+    rig.run(&mends(&report, "published_schema")?).await?;
+    rig.run(update).await?;
+    let (code, report) = json(&rig.connector()).await?;
+    assert_eq!((code, codes(&report)), (Some(0), vec![]), "{report:#}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_queue_cannot_take_is_warned_of() -> Result<()> {
+    let rig = Rig::new(&[ITEM], DDL).await?;
+    let plan = rig.connector().kafka("record_bytes_max = 67108864");
+    let (code, report) = json(&plan).await?;
+    assert_eq!((code, codes(&report)), (Some(1), vec!["send_queue"]));
+    let finding = finding(&report, "send_queue")?;
+    assert_eq!(finding["setting"], "kafka.send_queue_kib");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn check_and_plan_change_nothing() -> Result<()> {
     let rig = Rig::new(&[ITEM], DDL).await?;
@@ -223,9 +275,23 @@ async fn a_full_house_of_slots_is_found_before_the_start() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_configuration_that_cannot_be_read_is_a_finding_too() -> Result<()> {
     let rig = Rig::new(&[ITEM], DDL).await?;
-    let (code, report) = json(&rig.connector().stream("hartbeat_ms = 5")).await?;
-    assert_eq!((code, codes(&report)), (Some(2), vec!["configuration"]));
-    assert!(report.to_string().contains("hartbeat_ms"), "{report:#}");
+    let plan = rig
+        .connector()
+        .stream("hartbeat_ms = 5\nrecord_ms = \"hush\"")
+        .reads("workers = 2");
+    let (code, report) = json(&plan).await?;
+    assert_eq!((code, codes(&report)), (Some(2), vec!["configuration"; 3]));
+    let findings = report["findings"].as_array().context("no findings")?;
+    let settings: Vec<_> = findings.iter().map(|one| one["setting"].as_str()).collect();
+    let keys = ["reads.workers", "stream.hartbeat_ms", "stream.record_ms"];
+    assert_eq!(settings, keys.map(Some));
+    assert!(!report.to_string().contains("hush"), "{report:#}");
+    let plan = rig
+        .connector()
+        .stream("record_ms = 0")
+        .reads("read_workers = 99");
+    let (_, report) = json(&plan).await?;
+    assert_eq!(codes(&report), ["configuration"; 2], "{report:#}");
     Ok(())
 }
 

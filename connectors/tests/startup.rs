@@ -52,7 +52,7 @@ async fn wrong_credentials() -> Result<()> {
     let rig = rig().await?;
     let port = fixtures::servers().legacy().await?.port();
     let url = fixtures::postgres::url(&rig.role, "wrong", port, &rig.database);
-    stops_with!(&rig, rig.connector().url(&url), @r#"error: the source refuses the password of user capture; correct postgres.url, or let the owner run: ALTER ROLE "capture" WITH LOGIN PASSWORD '…';"#);
+    stops_with!(&rig, rig.connector().url(&url), @r#"error: the source refuses the password of user capture; correct postgres.password, its file, or postgres.url, or let the owner run: ALTER ROLE "capture" WITH LOGIN PASSWORD '…'; (CREATE ROLE … LOGIN REPLICATION where there is no such role: the source does not tell)"#);
     Ok(())
 }
 
@@ -147,7 +147,7 @@ async fn a_table_without_a_primary_key() -> Result<()> {
     let rig = rig().await?;
     rig.run("ALTER TABLE item DROP CONSTRAINT item_pkey")
         .await?;
-    stops_with!(&rig, rig.connector(), @r#"error: the table public.item has no primary key, so its rows cannot be told apart; let the owner run: ALTER TABLE "public"."item" ADD PRIMARY KEY (…);"#);
+    stops_with!(&rig, rig.connector(), @r#"error: the table public.item has no primary key, so its rows cannot be told apart; let the owner run: ALTER TABLE "public"."item" ADD PRIMARY KEY (…); or, with a unique index over columns that are not null, ALTER TABLE "public"."item" REPLICA IDENTITY USING INDEX …;"#);
     Ok(())
 }
 

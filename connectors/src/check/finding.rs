@@ -1,5 +1,7 @@
 //! What is wrong or doubtful, where, and what mends it.
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 use service::config::ConfigError;
 
@@ -25,13 +27,22 @@ pub struct Finding {
     /// What mends it, in words, SQL and settings included.
     pub remedy: String,
     /// The key of the configuration that mends it.
-    pub setting: Option<&'static str>,
+    pub setting: Option<Cow<'static, str>>,
     /// The SQL that mends it, for the source's owner.
     pub sql: Option<String>,
-    /// May it be gone later with nothing changed but time? Then a start waits instead of
-    /// stopping.
     #[serde(skip)]
-    pub passing: bool,
+    pub at_start: AtStart,
+}
+
+/// What a connector that starts, or runs, makes of something wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AtStart {
+    /// Somebody has to put it right first.
+    Stops,
+    /// It may be gone later with nothing changed but time.
+    Waits,
+    /// It harms others, and stopping would not help them.
+    GoesOn,
 }
 
 impl Finding {
@@ -48,18 +59,32 @@ impl Finding {
             remedy: String::new(),
             setting: None,
             sql: None,
-            passing: false,
+            at_start: AtStart::Stops,
         }
     }
 
     /// What keeps a configuration from being read.
     #[must_use]
     pub fn of_configuration(error: &ConfigError) -> Vec<Self> {
-        vec![Self::wrong(
-            "configuration",
-            "configuration",
-            error.to_string(),
-        )]
+        let wrong = |place: &str, cause| Self::wrong("configuration", place, cause);
+        match error {
+            ConfigError::Unreadable { .. } => vec![
+                wrong("--config", format!("{error}"))
+                    .advice("`connector --help` shows how to begin"),
+            ],
+            ConfigError::Unfit { path, problems } => problems
+                .iter()
+                .map(|problem| {
+                    let file = path.display();
+                    match problem.key.as_str() {
+                        "" => wrong(&file.to_string(), problem.to_string())
+                            .advice(format!("correct {file}")),
+                        key => wrong(key, problem.to_string())
+                            .setting(key.to_owned(), format!("correct {key} in {file}")),
+                    }
+                })
+                .collect(),
+        }
     }
 
     pub(crate) fn warning(
@@ -80,8 +105,12 @@ impl Finding {
     }
 
     /// The key of the configuration to set, and how that reads.
-    pub(crate) fn setting(mut self, key: &'static str, advice: impl Into<String>) -> Self {
-        self.setting = Some(key);
+    pub(crate) fn setting(
+        mut self,
+        key: impl Into<Cow<'static, str>>,
+        advice: impl Into<String>,
+    ) -> Self {
+        self.setting = Some(key.into());
         self.advice(advice)
     }
 
@@ -105,8 +134,18 @@ impl Finding {
     }
 
     pub(crate) fn passing(mut self) -> Self {
-        self.passing = true;
+        self.at_start = AtStart::Waits;
         self
+    }
+
+    pub(crate) fn harms_others(mut self) -> Self {
+        self.at_start = AtStart::GoesOn;
+        self
+    }
+
+    /// Is it only said at a start?
+    pub(crate) fn is_said_only(&self) -> bool {
+        self.severity == Severity::Warning || self.at_start == AtStart::GoesOn
     }
 }
 

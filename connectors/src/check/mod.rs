@@ -6,6 +6,7 @@
 
 mod broker;
 mod finding;
+mod publication;
 mod report;
 mod source;
 mod table;
@@ -20,7 +21,7 @@ use crate::config::{ConnectorConfig, EndpointError};
 use crate::replication::{ReplicationClient, ReplicationConfig};
 use crate::source::session::{self, Session, SourceError};
 
-pub use finding::{Finding, Severity};
+pub use finding::{AtStart, Finding, Severity};
 pub use report::Report;
 pub(crate) use source::refused;
 
@@ -46,7 +47,8 @@ fn sentences(faults: &[Fault]) -> String {
     texts.join("\n")
 }
 
-/// Looks at everything that a connector needs of the source, before a life. Returns the warnings.
+/// Looks at everything that a connector needs of the source, before a life. Returns what is only to
+/// be said.
 ///
 /// # Errors
 /// All faults at once; or where the source cannot be asked now.
@@ -62,23 +64,21 @@ pub async fn check(config: &ConnectorConfig) -> Result<Vec<Finding>, CheckError>
         Ok(session) => findings.extend(source::examine(&session, config).await?),
         Err(error) => {
             let finding = source::refused(&postgres, &error);
-            if finding.passing {
+            if finding.at_start == AtStart::Waits {
                 return Err(CheckError::Source(error));
             }
             findings.push(finding);
         }
     }
-    let (warnings, wrong): (Vec<_>, Vec<_>) = findings
-        .into_iter()
-        .partition(|finding| finding.severity == Severity::Warning);
-    let faults = |passing: bool| -> Vec<Fault> {
-        let some = wrong.iter().filter(|finding| finding.passing == passing);
+    let (said, wrong): (Vec<_>, Vec<_>) = findings.into_iter().partition(Finding::is_said_only);
+    let faults = |at_start: AtStart| -> Vec<Fault> {
+        let some = wrong.iter().filter(|finding| finding.at_start == at_start);
         some.map(|finding| Fault(finding.to_string())).collect()
     };
-    match (faults(false), faults(true)) {
+    match (faults(AtStart::Stops), faults(AtStart::Waits)) {
         (faults, _) if !faults.is_empty() => Err(CheckError::Faults(faults)),
         (_, passing) if !passing.is_empty() => Err(CheckError::NotNow(passing)),
-        _ => Ok(warnings),
+        _ => Ok(said),
     }
 }
 

@@ -5,7 +5,8 @@ use tokio_postgres::SimpleQueryRow;
 use tokio_postgres::error::SqlState;
 
 use super::finding::Finding;
-use super::table::{sql_name, table};
+use super::publication::publication;
+use super::table::table;
 use super::{is_true, name};
 use crate::config::ConnectorConfig;
 use crate::source::session::{self, Session, SourceError, identifier, literal};
@@ -46,11 +47,15 @@ pub(crate) fn refused(postgres: &Endpoint, error: &SourceError) -> Finding {
             "password",
             format!("the source refuses the password of user {user}"),
         )
-        .setting("postgres.url", "correct postgres.url")
+        .setting(
+            "postgres.password",
+            "correct postgres.password, its file, or postgres.url",
+        )
         .sql(format!(
             "ALTER ROLE {} WITH LOGIN PASSWORD '…';",
             identifier(user)
-        )),
+        ))
+        .note("(CREATE ROLE … LOGIN REPLICATION where there is no such role: the source does not tell)"),
         Some(state)
             if *state == SqlState::INVALID_AUTHORIZATION_SPECIFICATION
                 && said.contains("client certificate") =>
@@ -104,11 +109,11 @@ pub(crate) fn refused(postgres: &Endpoint, error: &SourceError) -> Finding {
             .passing(),
         _ if said.contains("password missing") => wrong(
             "password_missing",
-            format!("the source asks for a password of user {user}, but postgres.url has none"),
+            format!("the source asks for a password of user {user}, but none is configured"),
         )
         .setting(
-            "postgres.url",
-            format!("write postgres://{user}:password@host:port/{database}"),
+            "postgres.password",
+            "set postgres.password_file, TRIBUTARY_POSTGRES__PASSWORD, or postgres.password",
         ),
         _ if said.contains("server does not support TLS") => wrong("tls_missing", said)
             .setting("postgres.tls.mode", "set mode = \"disable\" in [postgres.tls] on a trusted network")
@@ -321,80 +326,4 @@ async fn room(session: &Session) -> Result<Vec<Finding>, SourceError> {
             .note("and restart the server, or drop a slot that nobody needs")
             .passing(),
     ])
-}
-
-/// Is the publication there, and what is wrong with it?
-async fn publication(
-    session: &Session,
-    config: &ConnectorConfig,
-) -> Result<(bool, Vec<Finding>), SourceError> {
-    let publication = &config.postgres.publication;
-    let sql = format!(
-        "SELECT puballtables, pubinsert AND pubupdate AND pubdelete AND pubtruncate \
-         FROM pg_publication WHERE pubname = {}",
-        literal(publication)
-    );
-    let tables = config.tables.iter().map(|table| sql_name(table));
-    let tables = tables.collect::<Vec<_>>().join(", ");
-    let (quoted, place) = (
-        identifier(publication),
-        format!("publication {publication}"),
-    );
-    let Some(row) = session.rows(DOING, &sql).await?.into_iter().next() else {
-        let cause = format!("the source has no publication {publication}");
-        let finding = Finding::wrong("no_publication", place, cause)
-            .sql(format!("CREATE PUBLICATION {quoted} FOR TABLE {tables};"));
-        return Ok((false, vec![finding]));
-    };
-    let mut findings = Vec::new();
-    if is_true(&row, 0) {
-        let cause = format!(
-            "the publication {publication} is FOR ALL TABLES, so a table without a primary key would refuse its owner's UPDATEs"
-        );
-        findings.push(Finding::wrong("all_tables", &place, cause).sql(format!(
-            "DROP PUBLICATION {quoted}; CREATE PUBLICATION {quoted} FOR TABLE {tables};"
-        )));
-    }
-    if !is_true(&row, 1) {
-        let cause = format!("the publication {publication} leaves out some kinds of changes");
-        findings.push(Finding::wrong("operations", &place, cause).sql(format!(
-            "ALTER PUBLICATION {quoted} SET (publish = 'insert, update, delete, truncate');"
-        )));
-    }
-    if !is_true(&row, 0) {
-        findings.extend(unlisted(session, config, &place).await?);
-    }
-    Ok((true, findings))
-}
-
-/// Tables that are published and not captured: the source decodes and sends them for nothing.
-async fn unlisted(
-    session: &Session,
-    config: &ConnectorConfig,
-    place: &str,
-) -> Result<Vec<Finding>, SourceError> {
-    let publication = &config.postgres.publication;
-    let sql = format!(
-        "SELECT schemaname || '.' || tablename FROM pg_publication_tables WHERE pubname = {} \
-         ORDER BY 1",
-        literal(publication)
-    );
-    let rows = session.rows(DOING, &sql).await?;
-    let others = rows.iter().map(|row| name(row, 0));
-    let others = others.filter(|table| !config.tables.iter().any(|listed| listed == table));
-    Ok(others
-        .map(|table| {
-            let cause = format!(
-                "the publication {publication} has the table {table}, which is sent for nothing \
-                 because the key tables does not name it"
-            );
-            Finding::warning("table_not_listed", place, cause)
-                .setting("tables", format!("add \"{table}\" to the key tables"))
-                .sql(format!(
-                    "ALTER PUBLICATION {} DROP TABLE {};",
-                    identifier(publication),
-                    sql_name(table)
-                ))
-        })
-        .collect())
 }

@@ -106,7 +106,11 @@ impl Table<'_> {
                 "the table {qualified} has no primary key, so its rows cannot be told apart"
             );
             let finding = self.wrong("no_primary_key", cause);
-            return Some(finding.sql(format!("ALTER TABLE {quoted} ADD PRIMARY KEY (…);")));
+            let finding = finding.sql(format!("ALTER TABLE {quoted} ADD PRIMARY KEY (…);"));
+            return Some(finding.note(&format!(
+                "or, with a unique index over columns that are not null, \
+                 ALTER TABLE {quoted} REPLICA IDENTITY USING INDEX …;"
+            )));
         }
         if identity == "d" && !is_true(row, 11) {
             let cause = format!(
