@@ -165,10 +165,6 @@ impl Captured {
         name.map_or(self.name.as_str(), |(_, table)| table)
     }
 
-    pub(crate) fn target(&self) -> &str {
-        &self.topic
-    }
-
     /// The key from its columns' text.
     pub(crate) fn key(&self, texts: Vec<String>) -> Key {
         let mut json = Vec::with_capacity(32);

@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use kafka::event::Op;
 use kafka::producer::{Producer, ProducerError};
 use kafka::{Checkpoint, Offsets};
 use metrics::{counter, histogram};
 use service::fault;
 
+use crate::captured::Captured;
 use crate::error::LifeError;
 use crate::status::names;
+use crate::tally::Tallies;
 
 /// The fenced producer of this source.
 #[derive(Debug)]
@@ -19,6 +22,7 @@ pub(crate) struct Delivery {
     quarantine_topic: String,
     /// Table and reason of each change that went to quarantine since the last record was committed.
     quarantined: Vec<(String, &'static str)>,
+    tallies: Tallies,
     /// When the open transaction's first event was sent.
     began: Option<Instant>,
     /// What takes the events in Kafka's place.
@@ -37,6 +41,7 @@ impl Delivery {
             checkpoint_topic,
             quarantine_topic,
             quarantined: Vec::new(),
+            tallies: Tallies::default(),
             began: None,
             #[cfg(feature = "bench")]
             null_sink: crate::bench::null_sink(),
@@ -46,24 +51,30 @@ impl Delivery {
     /// An event of a row that is there.
     pub(crate) async fn upsert(
         &mut self,
-        topic: &str,
+        to: &Captured,
+        op: Op,
         key: &[u8],
         event: &[u8],
         headers: &[(&str, &[u8])],
     ) -> Result<(), LifeError> {
-        self.send(topic, key, Some(event), headers).await
+        self.send(&to.topic, key, Some(event), headers).await?;
+        self.tallies.add(&to.name, op, key.len() + event.len());
+        Ok(())
     }
 
     /// An event of a row that is gone, and the tombstone that lets compaction forget the key.
     pub(crate) async fn delete(
         &mut self,
-        topic: &str,
+        to: &Captured,
         key: &[u8],
         event: &[u8],
         headers: &[(&str, &[u8])],
     ) -> Result<(), LifeError> {
-        self.send(topic, key, Some(event), headers).await?;
-        self.send(topic, key, None, headers).await
+        self.send(&to.topic, key, Some(event), headers).await?;
+        self.send(&to.topic, key, None, headers).await?;
+        let bytes = 2 * key.len() + event.len();
+        self.tallies.add(&to.name, Op::Delete, bytes);
+        Ok(())
     }
 
     async fn send(
@@ -126,13 +137,20 @@ impl Delivery {
         #[cfg(feature = "bench")]
         if let Some(sink) = &mut self.null_sink {
             sink.commit();
+            self.tallies.report();
             self.began = None;
             return Ok(());
         }
         self.producer.commit(&self.checkpoint_topic, record).await?;
+        self.tallies.report();
         self.began = None;
         histogram!(names::COMMIT_MS).record(begun.elapsed().as_secs_f64() * 1000.0);
         Ok(())
+    }
+
+    /// Sent and not yet acknowledged.
+    pub(crate) fn unacknowledged(&self) -> usize {
+        self.producer.unacknowledged()
     }
 
     /// Events since the last record.

@@ -43,5 +43,6 @@ mod snapshot;
 pub mod source;
 pub mod status;
 mod stream;
+mod tally;
 mod topics;
 mod watch;

@@ -15,6 +15,7 @@
 //! | `connector_current_at_seconds` | when the topics were last known to be all that the source had |
 //! | `connector_unsettled_transactions` | sent, not yet known to be visible in the source |
 //! | `connector_buffered_bytes` | received from the slot, not yet handled |
+//! | `connector_unacknowledged_events` | sent to Kafka, not yet acknowledged |
 //! | `connector_healthy` | 1: it streams, reads or stands by; 0: it is connecting or stalled |
 //! | `connector_state{state}` | 1 for the state it is in, 0 for the others |
 //! | `connector_lag_ms` | how old the topics are at most: since when they were last known current |
@@ -26,7 +27,7 @@
 //! | `connector_slots_given_up_total` | slots dropped because they kept too much |
 //! | `connector_retries_total` | lives that ended in an error and are followed by another |
 //!
-//! Those of table reads stand in `reads`.
+//! Those of table reads stand in `reads`, those of what was sent in `tally`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -47,6 +48,9 @@ use reads::{FailedRequest, TableStatus};
 /// Names of the metrics.
 pub(crate) mod names {
     pub(crate) const EVENTS: &str = "connector_events_total";
+    pub(crate) const ROWS: &str = "connector_rows_total";
+    pub(crate) const BYTES: &str = "connector_bytes_total";
+    pub(crate) const UNACKNOWLEDGED: &str = "connector_unacknowledged_events";
     pub(crate) const QUARANTINED: &str = "connector_quarantined_total";
     pub(crate) const RECORDS: &str = "connector_records_total";
     pub(crate) const COMMIT_MS: &str = "connector_commit_ms";
@@ -375,6 +379,7 @@ pub(crate) fn precise(value: u64) -> f64 {
 pub fn describe() {
     kafka::producer::describe();
     reads::describe();
+    crate::tally::describe();
     describe_counter!(names::EVENTS, Unit::Count, "records sent to tables' topics");
     describe_counter!(
         names::QUARANTINED,
@@ -398,6 +403,11 @@ pub fn describe() {
         "sent, not known to be visible"
     );
     describe_gauge!(names::BUFFERED, Unit::Bytes, "received and not yet handled");
+    describe_gauge!(
+        names::UNACKNOWLEDGED,
+        Unit::Count,
+        "sent to Kafka and not yet acknowledged"
+    );
     describe_gauge!(names::HEALTHY, "1: streams, reads or stands by");
     describe_gauge!(names::STATE, "1 for the state it is in");
     describe_gauge!(

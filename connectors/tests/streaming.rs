@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde_json::json;
 
-use crate::harness::Rig;
+use crate::harness::{Rig, equals_source, eventually};
 
 const ITEMS: &str =
     "CREATE TABLE item (id bigserial PRIMARY KEY, name text NOT NULL, n int NOT NULL)";
@@ -164,5 +164,54 @@ async fn events_and_checkpoints_have_their_shape() -> Result<()> {
         blank(last, &varies);
     }
     insta::assert_json_snapshot!("checkpoint", last);
+    Ok(())
+}
+
+/// What was sent in a transaction that was never committed is not counted.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_and_bytes_are_counted_once_they_are_committed() -> Result<()> {
+    let rig = Rig::new(&["public.item"], ITEMS).await?;
+    rig.run("INSERT INTO item (name, n) SELECT 'read', g FROM generate_series(1, 3) g")
+        .await?;
+    rig.read_once().await?;
+    let folder = tempfile::tempdir()?;
+    let go_on = folder.path().join("go-on");
+    let hold = format!("connector.after_send:hold:2:{}", go_on.display());
+    let connector = rig.connector().faults(&hold).start()?;
+    connector.ready().await?;
+    rig.run(
+        "BEGIN; INSERT INTO item (name, n) VALUES ('created', 2), ('created', 3); \
+         UPDATE item SET n = 3 WHERE id = 1; DELETE FROM item WHERE id = 2; COMMIT",
+    )
+    .await?;
+    connector.logged("after_send: holds").await?;
+    rig.run(&format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{}'",
+        rig.role
+    ))
+    .await?;
+    eventually("another life holds", || async {
+        Ok((connector.log().matches("after_send: holds").count() == 2).then_some(()))
+    })
+    .await?;
+    std::fs::write(&go_on, "")?;
+    let mut journal = rig.journal()?;
+    equals_source(&rig, &mut journal, &["public.item"]).await?;
+    for (op, rows) in [("c", 2.0), ("u", 1.0), ("d", 1.0)] {
+        let metric = format!("connector_rows_total{{table=\"public.item\",op=\"{op}\"}}");
+        assert_eq!(connector.metric(&metric).await?, Some(rows), "{op}");
+    }
+    let mut bytes = 0;
+    for record in journal.of("public.item") {
+        if record.value.as_ref().is_none_or(|value| value["op"] != "r") {
+            bytes += record.key.len() + record.text.as_ref().map_or(0, String::len);
+        }
+    }
+    let metric = "connector_bytes_total{table=\"public.item\"}";
+    let counted = connector.metric(metric).await?;
+    assert_eq!(counted, Some(f64::from(u32::try_from(bytes)?)));
+    let queue = connector.metric("connector_unacknowledged_events").await?;
+    assert!(queue.is_some(), "the queue's depth is not told");
+    connector.kill().await;
     Ok(())
 }

@@ -302,6 +302,12 @@ impl Producer {
         self.record_bytes_max - RECORD_OVERHEAD
     }
 
+    /// Records sent and not yet acknowledged.
+    #[must_use]
+    pub fn unacknowledged(&self) -> usize {
+        self.writer().outstanding()
+    }
+
     /// Events sent since the last commit.
     #[must_use]
     pub fn events_in_transaction(&self) -> usize {

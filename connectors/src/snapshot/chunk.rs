@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kafka::checkpoint::{Read, RunningRead};
+use kafka::event::Op;
 use metrics::{counter, histogram};
 use service::fault::{self, in_force};
 use tokio::sync::mpsc;
@@ -318,7 +319,7 @@ impl Life<'_> {
     async fn send_batch(&mut self, captured: &Captured, batch: &Batch) -> Result<(), LifeError> {
         for (key, event) in batch.rows() {
             self.delivery
-                .upsert(captured.target(), key, event, &[])
+                .upsert(captured, Op::Read, key, event, &[])
                 .await?;
         }
         for undecodable in &batch.undecodable {

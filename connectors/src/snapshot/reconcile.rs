@@ -151,9 +151,7 @@ impl Life<'_> {
         let texts = key::parse(&captured.key, &json).unwrap_or_default();
         let key = Key { json, texts };
         let event = captured.delete_of_key(&key, origin);
-        self.delivery
-            .delete(captured.target(), &key.json, &event, &[])
-            .await
+        self.delivery.delete(captured, &key.json, &event, &[]).await
     }
 
     /// Where an event of a read comes from.

@@ -148,6 +148,8 @@ impl Life<'_> {
         ));
         let buffered = u32::try_from(self.stream.buffered_bytes()).unwrap_or(u32::MAX);
         gauge!(names::BUFFERED).set(f64::from(buffered));
+        let unacknowledged = u32::try_from(self.delivery.unacknowledged()).unwrap_or(u32::MAX);
+        gauge!(names::UNACKNOWLEDGED).set(f64::from(unacknowledged));
     }
 
     pub(crate) fn step_back(&mut self) {

@@ -140,7 +140,8 @@ impl Life<'_> {
             bytes_max: self.delivery.record_bytes_max(),
         };
         let encoded = captured.upsert(&change, None, new.cells().map(value_of));
-        self.send_upsert(&captured, &key, encoded, &[]).await?;
+        self.send_upsert(&captured, Op::Create, &key, encoded, &[])
+            .await?;
         self.holes
             .touch(captured.oid, transaction.wide_xid, key.iter());
         Ok(())
@@ -214,7 +215,7 @@ impl Life<'_> {
                 bytes_max: self.delivery.record_bytes_max(),
             };
             let encoded = captured.upsert(&change, before, filled_values(&new, &fillings));
-            self.send_upsert(&captured, &key, encoded, header.as_slice())
+            self.send_upsert(&captured, op, &key, encoded, header.as_slice())
                 .await?;
         }
         if !new.has_unchanged() || old_key.is_some() {
@@ -228,6 +229,7 @@ impl Life<'_> {
     async fn send_upsert(
         &mut self,
         captured: &Captured,
+        op: Op,
         key: &Result<Key, EncodeError>,
         encoded: Encoded,
         headers: &[(&str, &[u8])],
@@ -237,7 +239,7 @@ impl Life<'_> {
         }
         if let (Some(event), Ok(key)) = (&encoded.event, key) {
             self.delivery
-                .upsert(captured.target(), &key.json, event, headers)
+                .upsert(captured, op, &key.json, event, headers)
                 .await?;
         }
         Ok(())
@@ -265,7 +267,7 @@ impl Life<'_> {
         }
         if let (Some(event), Ok(key)) = (&encoded.event, key) {
             self.delivery
-                .delete(captured.target(), &key.json, event, headers)
+                .delete(captured, &key.json, event, headers)
                 .await?;
         }
         Ok(())

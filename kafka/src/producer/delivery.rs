@@ -60,6 +60,10 @@ impl Deliveries {
         }
     }
 
+    pub(super) fn outstanding(&self) -> usize {
+        self.outstanding.load(Ordering::Acquire)
+    }
+
     pub(super) fn offsets(&self) -> Offsets {
         self.lock().offsets.clone()
     }

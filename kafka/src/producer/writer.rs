@@ -57,6 +57,10 @@ impl Writer {
         self.deliveries.none_outstanding().await
     }
 
+    pub(super) fn outstanding(&self) -> usize {
+        self.deliveries.outstanding()
+    }
+
     pub(super) fn offsets(&self) -> Offsets {
         self.deliveries.offsets()
     }
