@@ -168,6 +168,14 @@ fn cause(kind: Kind, is_named: bool) -> String {
     match kind {
         Kind::MissingField(_) => "is missing".to_owned(),
         Kind::InvalidType(_, wanted) | Kind::InvalidValue(_, wanted) => {
+            let wanted = wanted.to_string();
+            let is_integer =
+                ["u8", "u16", "u32", "u64", "usize", "i32", "i64"].contains(&wanted.as_str());
+            let wanted = if is_integer {
+                "a whole number"
+            } else {
+                &wanted
+            };
             format!("has a value that does not fit: expected {wanted}")
         }
         Kind::UnknownVariant(_, known) => {
@@ -278,7 +286,7 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(
-            error.ends_with("workers: has a value that does not fit: expected u32"),
+            error.ends_with("workers: has a value that does not fit: expected a whole number"),
             "{error}"
         );
     }
