@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 
 use crate::config::Config;
-use crate::control::{Discard, Outcome, Recomputed, Resume, Status};
+use crate::control::{Discard, Outcome, Recomputed, Resume, Status, Sweep};
 use crate::verify;
 
 /// The exit code of a comparison that could not be made.
@@ -276,5 +276,26 @@ pub fn in_words(status: &Status) -> String {
         }
         lines.push(line);
     }
+    lines.extend(status.sweep.as_ref().map(swept_in_words));
     lines.join("\n")
+}
+
+fn swept_in_words(sweep: &Sweep) -> String {
+    let Sweep {
+        rows, differences, ..
+    } = sweep;
+    let table = sweep.table.as_deref().unwrap_or("waits");
+    let mut line = format!("sweep:      {table}, {rows} rows, {differences} differ");
+    if let Some(last) = &sweep.last {
+        let took_s = (last.ended_at_ms - last.began_at_ms) / 1000;
+        line.push_str(&format!(
+            "; the round before: {} rows in {took_s} s, {} differ, {} tables not compared",
+            last.rows, last.differences, last.not_compared
+        ));
+    }
+    let last = sweep.last.iter().flat_map(|last| &last.found);
+    for found in last.chain(&sweep.found) {
+        line.push_str(&format!("\n            {found}"));
+    }
+    line
 }

@@ -40,6 +40,43 @@ pub struct Config {
     #[serde(default)]
     #[garde(dive)]
     pub quarantine: QuarantineConfig,
+    #[serde(default)]
+    #[garde(dive)]
+    pub sweep: SweepConfig,
+}
+
+/// How the running aggregator compares view and sources all the time, slice by slice. It reports,
+/// and mends nothing.
+#[derive(Debug, Clone, Deserialize, Validate, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct SweepConfig {
+    /// Is it done? Mirrors are compared with the sources that `verify.sources` names. Default false.
+    #[garde(skip)]
+    pub enabled: bool,
+    /// Rows a second that are compared, at most. Default 1000.
+    #[garde(range(min = 1, max = 1_000_000))]
+    pub rows_per_second: u32,
+    /// Rows of a slice. Default 500.
+    #[garde(range(min = 1, max = 100_000))]
+    pub slice_rows: u32,
+    /// A round begins so long after the last one began, at least, seconds. Default 60.
+    #[garde(range(min = 1, max = 31_536_000))]
+    pub round_min_s: u32,
+    /// A source that is not known current for so long is left alone, milliseconds. Default 60000.
+    #[garde(range(min = 1000, max = 3_600_000))]
+    pub stale_after_ms: u32,
+}
+
+impl Default for SweepConfig {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            rows_per_second: 1000,
+            slice_rows: 500,
+            round_min_s: 60,
+            stale_after_ms: 60_000,
+        }
+    }
 }
 
 /// What becomes of a table of which much cannot be applied.

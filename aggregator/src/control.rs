@@ -31,6 +31,56 @@ pub struct Status {
     /// Keys in quarantine.
     pub quarantined: Option<i64>,
     pub sources: Vec<Source>,
+    /// How far the sweep is; none: it is not configured.
+    #[serde(default)]
+    pub sweep: Option<Sweep>,
+}
+
+/// How far the comparison in the background is.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Sweep {
+    /// When the round under way began, milliseconds since 1970.
+    pub began_at_ms: i64,
+    /// The table that is compared; none: it waits for the next round.
+    pub table: Option<String>,
+    /// Slices and rows compared in this round, rows found different, tables not compared.
+    pub slices: u64,
+    pub rows: u64,
+    pub differences: u64,
+    pub not_compared: u64,
+    /// The first rows found different, at most a few: table, key, columns.
+    #[serde(default)]
+    pub found: Vec<String>,
+    /// The last whole round.
+    pub last: Option<Round>,
+}
+
+/// A whole round of the sweep.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Round {
+    pub began_at_ms: i64,
+    pub ended_at_ms: i64,
+    pub rows: u64,
+    pub differences: u64,
+    pub not_compared: u64,
+    /// The first rows found different.
+    #[serde(default)]
+    pub found: Vec<String>,
+}
+
+/// The sweep as it said last. Clones share one.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SharedSweep(Arc<RwLock<Option<Sweep>>>);
+
+impl SharedSweep {
+    pub(crate) fn set(&self, sweep: Option<Sweep>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = sweep;
+    }
+
+    fn get(&self) -> Option<Sweep> {
+        let sweep = self.0.read();
+        sweep.unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// How far it is in a source.
@@ -152,6 +202,7 @@ pub enum Refused {
 pub struct Commands {
     receiver: mpsc::Receiver<Command>,
     pub(crate) status: Shared,
+    pub(crate) sweep: SharedSweep,
 }
 
 impl Commands {
@@ -168,16 +219,18 @@ impl Commands {
 struct Admin {
     commands: mpsc::Sender<Command>,
     status: Shared,
+    sweep: SharedSweep,
     health: Health,
 }
 
 /// The routes for the admin port, and what they lead to.
 pub fn routes(health: &Health) -> (Router, Commands) {
     let (commands, receiver) = mpsc::channel(QUEUE);
-    let status = Shared::default();
+    let (status, sweep) = (Shared::default(), SharedSweep::default());
     let admin = Admin {
         commands,
         status: status.clone(),
+        sweep: sweep.clone(),
         health: health.clone(),
     };
     let router = Router::new()
@@ -188,13 +241,19 @@ pub fn routes(health: &Health) -> (Router, Commands) {
         .route("/quarantine/resume", post(resume))
         .route("/verified", post(verified))
         .with_state(admin);
-    (router, Commands { receiver, status })
+    let commands = Commands {
+        receiver,
+        status,
+        sweep,
+    };
+    (router, commands)
 }
 
 async fn show(State(admin): State<Admin>) -> Json<Status> {
     let state = admin.health.reason();
     Json(Status {
         state: state.unwrap_or_else(|| "ready".to_owned()),
+        sweep: admin.sweep.get(),
         ..admin.status.get()
     })
 }

@@ -10,6 +10,7 @@ use kafka::follower::FollowerError;
 use links::backoff::Backoff;
 use metrics::{counter, gauge, histogram};
 use service::admin::Health;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
@@ -18,6 +19,7 @@ use crate::failure::Failure;
 use crate::ingest::{Change, Feeds, Item, Options, Purpose};
 use crate::lock::Lock;
 use crate::mirror::Table;
+use crate::verify::sweep;
 use crate::view::{Moved, Part, View};
 
 /// The waits before the next life, and before a source is followed again.
@@ -51,6 +53,7 @@ pub async fn run(
             return Err(failure);
         }
         commands.status.clear();
+        commands.sweep.set(None);
         if began.elapsed() > BACKOFF_MAX {
             backoff.reset();
         }
@@ -78,6 +81,8 @@ async fn live(
     let lock = Lock::acquire(&config.view.url, silence_max, health).await?;
     health.not_ready("takes the view over");
     let lost = lock.keep();
+    // Ends with this life.
+    let mut beside = JoinSet::new();
     let work = async {
         let view = View::open(
             &config.view,
@@ -91,6 +96,9 @@ async fn live(
             kafka: config.kafka.clone(),
             apply: config.apply.clone(),
         };
+        if config.sweep.enabled {
+            beside.spawn(sweep::run(config.clone(), commands.sweep.clone()));
+        }
         let mut applier = Applier::new(view, options, config.sources.clone(), health.clone());
         applier.run(commands).await
     };
@@ -438,7 +446,7 @@ fn count(source: &str, events: usize) {
     counter!(crate::telemetry::EVENTS, "source" => source.to_owned()).increment(events as u64);
 }
 
-fn now_ms() -> i64 {
+pub(crate) fn now_ms() -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.map_or(0, |now| i64::try_from(now.as_millis()).unwrap_or(i64::MAX))
 }

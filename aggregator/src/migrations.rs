@@ -11,7 +11,7 @@ struct Migration {
 }
 
 /// In order. A migration that was released is never changed: its checksum is compared.
-static MIGRATIONS: [Migration; 7] = [
+static MIGRATIONS: [Migration; 8] = [
     Migration {
         version: 1,
         name: "view",
@@ -46,6 +46,11 @@ static MIGRATIONS: [Migration; 7] = [
         version: 7,
         name: "suspended",
         sql: include_str!("../migrations/0007_suspended.sql"),
+    },
+    Migration {
+        version: 8,
+        name: "sweep",
+        sql: include_str!("../migrations/0008_sweep.sql"),
     },
 ];
 

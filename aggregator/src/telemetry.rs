@@ -17,6 +17,23 @@ const VERIFY_DIFFERENCES: &str = "aggregator_verify_differences";
 const VERIFY_NOT_COMPARED: &str = "aggregator_verify_not_compared";
 const VERIFY_TIMESTAMP: &str = "aggregator_verify_timestamp_seconds";
 
+pub(crate) const SWEEP_SLICES: &str = "aggregator_sweep_slices_total";
+pub(crate) const SWEEP_ROWS: &str = "aggregator_sweep_rows_total";
+pub(crate) const SWEEP_FOUND: &str = "aggregator_sweep_found_total";
+const SWEEP_DIFFERENCES: &str = "aggregator_sweep_differences";
+const SWEEP_NOT_COMPARED: &str = "aggregator_sweep_not_compared";
+const SWEEP_TIMESTAMP: &str = "aggregator_sweep_timestamp_seconds";
+
+/// What the last whole round of the sweep found, and when it ended.
+pub(crate) fn swept(differences: u64, not_compared: u64, ended_at_s: f64) {
+    #[expect(clippy::cast_precision_loss, reason = "gauges")]
+    {
+        gauge!(SWEEP_DIFFERENCES).set(differences as f64);
+        gauge!(SWEEP_NOT_COMPARED).set(not_compared as f64);
+    }
+    gauge!(SWEEP_TIMESTAMP).set(ended_at_s);
+}
+
 /// What the last comparison with the sources found.
 pub(crate) fn verified(differences: u64, not_compared: u64) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -53,6 +70,25 @@ pub fn describe() {
         "Tables that flooded the quarantine and stand still"
     );
     describe_gauge!(DISCREPANCIES, "Open discrepancies, by rule");
+    describe_counter!(SWEEP_SLICES, "Slices that the sweep compared, by table");
+    describe_counter!(SWEEP_ROWS, "Rows that the sweep compared, by table");
+    describe_counter!(
+        SWEEP_FOUND,
+        "Rows that the sweep found different, by table; each round counts them again"
+    );
+    describe_gauge!(
+        SWEEP_DIFFERENCES,
+        "Rows that the last whole round of the sweep found different"
+    );
+    describe_gauge!(
+        SWEEP_NOT_COMPARED,
+        "Tables that the last whole round of the sweep could not compare"
+    );
+    describe_gauge!(
+        SWEEP_TIMESTAMP,
+        Unit::Seconds,
+        "When the last whole round of the sweep ended, since 1970"
+    );
     describe_gauge!(
         VERIFY_DIFFERENCES,
         "Rows that the last `aggregator verify` found different"

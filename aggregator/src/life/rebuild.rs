@@ -154,6 +154,7 @@ impl Applier {
             revision: Some(self.view.revision().to_string()),
             quarantined: Some(self.view.quarantined()),
             sources: sources.collect(),
+            sweep: None,
         }
     }
 }

@@ -11,6 +11,7 @@ mod repair;
 mod report;
 mod row;
 mod source;
+pub(crate) mod sweep;
 mod unified;
 
 use std::collections::BTreeMap;
@@ -35,6 +36,14 @@ pub struct Options {
     pub unified: bool,
     /// Where progress is kept, so that a run that was cut goes on.
     pub resume: Option<PathBuf>,
+}
+
+/// A range that was compared.
+struct Slice<K> {
+    /// Its last key; none: it is the table's last range.
+    end: Option<K>,
+    /// Rows read for it, where that counts.
+    rows_read: u64,
 }
 
 /// Why a part could not be compared.
@@ -122,13 +131,17 @@ async fn still_differing(
 }
 
 async fn open(config: &Config) -> anyhow::Result<Session> {
+    open_view(config, "aggregator verify")
+        .await
+        .map_err(|failure| anyhow::anyhow!("{}", failure.in_words()))
+}
+
+async fn open_view(config: &Config, application_name: &str) -> Result<Session, Failure> {
     let settings = [
         "TimeZone = 'UTC'".to_owned(),
         "default_transaction_read_only = on".to_owned(),
     ];
-    Session::open(&config.view.url, "aggregator verify", &settings)
-        .await
-        .map_err(|failure| anyhow::anyhow!("{}", failure.in_words()))
+    Session::open(&config.view.url, application_name, &settings).await
 }
 
 async fn begin<'a>(

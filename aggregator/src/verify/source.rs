@@ -15,10 +15,10 @@ use kafka::{Lsn, Position};
 use secrecy::SecretString;
 use tokio_postgres::{Client, Row};
 
-use super::VerifyError;
 use super::progress::{Place, Progress};
 use super::report::{Difference, Key, Report};
 use super::row::{Columns, columns, columns_differing, hash, list, quoted, range, texts};
+use super::{Slice, VerifyError};
 use crate::config::{Config, VerifyConfig};
 use crate::mirror::{TABLES, Table};
 use crate::session::Session;
@@ -112,36 +112,50 @@ impl<'a> Comparison<'a> {
         found: &impl Fn(&Difference),
     ) -> Result<(), VerifyError> {
         let mut pace = Pace::new(self.config.rows_per_second);
-        let quarantined = self.quarantined(table).await?;
         while let Place::After(after) = progress.place(table.mirror) {
-            let (digest, last) = self.digest_of_source(table, after).await?;
-            let rows = u64::try_from(digest.0).unwrap_or_default();
-            pace.read(rows).await;
-            let whole = rows == u64::from(self.config.chunk_rows);
-            // The last range has no end: the mirror must have nothing behind it either.
-            let end = last.filter(|_| whole);
-            let at = self.passed().await?;
-            if self.digest_of_mirror(table, after, end).await? != digest {
-                let suspects = self.suspects(table, after, end).await?;
-                pace.read(rows).await;
-                for (id, difference) in self.differing(table, suspects, report).await? {
-                    if quarantined.contains(&id) {
-                        report.quarantined += 1;
-                    } else {
-                        report.differs(difference, found);
-                    }
-                }
-            }
-            report.compared(table.mirror, rows);
-            report
-                .positions
-                .insert(self.source.to_owned(), at.to_string());
+            let Slice { end, rows_read } = self.slice(table, after, report, found).await?;
+            pace.read(rows_read).await;
             let place = end.map_or(Place::Done, Place::After);
             progress
                 .reached(table.mirror, place, report)
                 .map_err(|error| VerifyError::Cannot(format!("{error:#}")))?;
         }
         Ok(())
+    }
+
+    /// Compares the rows behind this key, as many as one hash covers.
+    pub(super) async fn slice(
+        &self,
+        table: &'static Table,
+        after: i64,
+        report: &mut Report,
+        found: &impl Fn(&Difference),
+    ) -> Result<Slice<i64>, VerifyError> {
+        let (digest, last) = self.digest_of_source(table, after).await?;
+        let rows = u64::try_from(digest.0).unwrap_or_default();
+        let mut rows_read = rows;
+        let whole = rows == u64::from(self.config.chunk_rows);
+        // The last range has no end: the mirror must have nothing behind it either.
+        let end = last.filter(|_| whole);
+        let at = self.passed().await?;
+        if self.digest_of_mirror(table, after, end).await? != digest {
+            let suspects = self.suspects(table, after, end).await?;
+            rows_read += rows;
+            let differing = self.differing(table, suspects, report).await?;
+            let quarantined = self.quarantined(table).await?;
+            for (id, difference) in differing {
+                if quarantined.contains(&id) {
+                    report.quarantined += 1;
+                } else {
+                    report.differs(difference, found);
+                }
+            }
+        }
+        report.compared(table.mirror, rows);
+        report
+            .positions
+            .insert(self.source.to_owned(), at.to_string());
+        Ok(Slice { end, rows_read })
     }
 
     /// Do some of these rows differ, but for those in quarantine?
@@ -314,7 +328,7 @@ impl<'a> Comparison<'a> {
     }
 
     /// Does the mirror stand still?
-    async fn is_suspended(&self, table: &Table) -> Result<bool, VerifyError> {
+    pub(super) async fn is_suspended(&self, table: &Table) -> Result<bool, VerifyError> {
         let sql = "SELECT EXISTS (SELECT FROM public.quarantine
             WHERE source = $1 AND \"table\" = $2 AND suspended)";
         let row = self

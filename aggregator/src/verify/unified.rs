@@ -3,9 +3,9 @@
 
 use tokio_postgres::Row;
 
-use super::VerifyError;
 use super::progress::{Place, Progress};
 use super::report::{Difference, Key, Report};
+use super::{Slice, VerifyError};
 use crate::config::Config;
 use crate::session::Session;
 use crate::view::discrepancies::compared;
@@ -27,12 +27,17 @@ pub(super) async fn compare(
         report,
         found,
     };
-    for resource in RESOURCES.into_iter().chain(compared()) {
+    for resource in resources() {
         if let Err(error) = comparison.table(resource).await {
             let why = error.in_words();
             comparison.report.not_compared(resource.table, why);
         }
     }
+}
+
+/// All that is compared with the mirrors.
+pub(super) fn resources() -> impl Iterator<Item = &'static Resource> {
+    RESOURCES.into_iter().chain(compared())
 }
 
 struct Comparison<'a, F> {
@@ -52,39 +57,17 @@ impl<F: Fn(&Difference)> Comparison<'_, F> {
                 Place::Behind(key) => Some(key),
                 Place::After(_) => None,
             };
-            let known = self.known().await?;
-            let rows = self
-                .query(&resource.range_sql(after.as_deref(), self.chunk_rows))
-                .await?;
-            let (count, last): (i64, Option<Vec<String>>) = rows
-                .first()
-                .map_or((0, None), |row| (row.get(0), Some(row.get(1))));
-            // The last range has no end: rows may be missing behind the last one there is.
-            let end = last.filter(|_| count == i64::from(self.chunk_rows));
-            let sql = resource.differences_sql(&known, after.as_deref(), end.as_deref());
-            let differing = self.query(&sql).await?;
-            self.differ(table, &differing);
-            self.report
-                .compared(table, u64::try_from(count).unwrap_or_default());
+            let (view, after) = (self.view, after.as_deref());
+            let slice = slice(
+                view,
+                resource,
+                after,
+                self.chunk_rows,
+                self.report,
+                self.found,
+            );
+            let Slice { end, .. } = slice.await?;
             self.reached(table, end.map_or(Place::Done, Place::Behind))?;
-        }
-    }
-
-    /// A source that is served from now on changes what rows should be.
-    async fn known(&self) -> Result<Known, VerifyError> {
-        let sql = "SELECT source FROM public.positions WHERE epoch IS NOT NULL";
-        let rows = self.query(sql).await?;
-        Ok(rows.iter().map(|row| row.get(0)).collect())
-    }
-
-    fn differ(&mut self, table: &str, rows: &[Row]) {
-        for row in rows {
-            let difference = Difference {
-                table: table.to_owned(),
-                key: Key::from(row.get::<_, Vec<String>>(0)),
-                columns: row.get(1),
-            };
-            self.report.differs(difference, self.found);
         }
     }
 
@@ -93,9 +76,46 @@ impl<F: Fn(&Difference)> Comparison<'_, F> {
             .reached(table, place, self.report)
             .map_err(|error| VerifyError::Cannot(format!("{error:#}")))
     }
+}
 
-    async fn query(&self, sql: &str) -> Result<Vec<Row>, VerifyError> {
-        let rows = self.view.client.query(sql, &[]).await;
-        rows.map_err(VerifyError::database("read the view"))
+/// Compares the rows behind this key, so many at most.
+pub(super) async fn slice(
+    view: &Session,
+    resource: &Resource,
+    after: Option<&[String]>,
+    rows_max: u32,
+    report: &mut Report,
+    found: &impl Fn(&Difference),
+) -> Result<Slice<Vec<String>>, VerifyError> {
+    let known = known(view).await?;
+    let rows = query(view, &resource.range_sql(after, rows_max)).await?;
+    let (count, last): (i64, Option<Vec<String>>) = rows
+        .first()
+        .map_or((0, None), |row| (row.get(0), Some(row.get(1))));
+    // The last range has no end: rows may be missing behind the last one there is.
+    let end = last.filter(|_| count == i64::from(rows_max));
+    let sql = resource.differences_sql(&known, after, end.as_deref());
+    for row in query(view, &sql).await? {
+        let difference = Difference {
+            table: resource.table.to_owned(),
+            key: Key::from(row.get::<_, Vec<String>>(0)),
+            columns: row.get(1),
+        };
+        report.differs(difference, found);
     }
+    let rows_read = u64::try_from(count).unwrap_or_default();
+    report.compared(resource.table, rows_read);
+    Ok(Slice { end, rows_read })
+}
+
+/// A source that is served from now on changes what rows should be.
+async fn known(view: &Session) -> Result<Known, VerifyError> {
+    let sql = "SELECT source FROM public.positions WHERE epoch IS NOT NULL";
+    let rows = query(view, sql).await?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+async fn query(view: &Session, sql: &str) -> Result<Vec<Row>, VerifyError> {
+    let rows = view.client.query(sql, &[]).await;
+    rows.map_err(VerifyError::database("read the view"))
 }

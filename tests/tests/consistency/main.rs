@@ -6,6 +6,7 @@ mod oracle;
 mod quarantine;
 mod slot;
 mod suspension;
+mod sweep;
 mod verify;
 mod workload;
 mod zombie;
