@@ -33,6 +33,27 @@ async fn truncate_deletes_every_key() -> Result<()> {
     Ok(())
 }
 
+/// Not each time that the topic has a key, and not what was gone before.
+#[tokio::test(flavor = "multi_thread")]
+async fn truncate_deletes_each_row_that_there_is_once() -> Result<()> {
+    let rig = rig().await?;
+    let connector = rig.connector().reads("reconcile_keys = 2").start()?;
+    connector.ready().await?;
+    rig.run("UPDATE item SET n = n + 10; UPDATE item SET n = n + 10")
+        .await?;
+    rig.run("DELETE FROM item WHERE id IN (1, 2)").await?;
+    rig.run("INSERT INTO item VALUES (2, 2), (6, 6)").await?;
+    rig.run("TRUNCATE item").await?;
+    let mut journal = rig.journal()?;
+    equals_source(&rig, &mut journal, &[ITEM]).await?;
+    connector.kill().await;
+    let deletes: Vec<_> = (1..=6)
+        .map(|id| journal.count(ITEM, &json!({"id": id}).to_string(), "d"))
+        .collect();
+    assert_eq!(deletes, [1, 2, 1, 1, 1, 1]);
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn truncate_deletes_also_what_the_same_kafka_transaction_had_sent() -> Result<()> {
     let rig = down().await?;

@@ -14,6 +14,7 @@
 
 pub(crate) mod chunk;
 pub(crate) mod holes;
+mod live;
 mod pace;
 pub(crate) mod readers;
 pub(crate) mod reconcile;
