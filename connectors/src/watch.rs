@@ -35,13 +35,14 @@ pub(crate) enum Activity {
     MakingSlot,
     Streaming,
     ReadingTables,
+    ReadingTopics,
     Recording,
     /// Between two lives; why the last one ended has been said.
     Resting,
 }
 
 impl Activity {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Checking,
         Self::TakingLock,
         Self::AskingSource,
@@ -52,6 +53,7 @@ impl Activity {
         Self::MakingSlot,
         Self::Streaming,
         Self::ReadingTables,
+        Self::ReadingTopics,
         Self::Recording,
         Self::Resting,
     ];
@@ -83,6 +85,9 @@ impl Activity {
                  for them does not end"
             }
             Self::ReadingTables => "a read of a table does not end",
+            Self::ReadingTopics => {
+                "Kafka does not give what a topic holds; see the logs of the brokers"
+            }
             Self::Recording => "Kafka does not commit a checkpoint; see the logs of the brokers",
             Self::Resting => "the next try does not begin",
         }

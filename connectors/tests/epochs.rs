@@ -174,3 +174,29 @@ async fn a_table_that_returns_to_the_configuration_is_compared_with_its_topic() 
     both.kill().await;
     Ok(())
 }
+
+/// Each epoch reads the topics. What one of them deleted, or the log did, the next leaves alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_gone_is_deleted_from_the_topics_once_however_many_epochs_begin() -> Result<()> {
+    let (rig, epoch) = down().await?;
+    rig.run("UPDATE item SET n = n + 1; DELETE FROM item WHERE id = 1")
+        .await?;
+    let connector = rig.connector().start()?;
+    let mut journal = rig.journal()?;
+    equals_source(&rig, &mut journal, &[ITEM, PART]).await?;
+    connector.kill().await;
+    for gone in [2, 3] {
+        slot_is_free(&rig).await?;
+        let sql = "SELECT pg_drop_replication_slot($1)";
+        rig.db.execute(sql, &[&rig.slot]).await?;
+        rig.run(&format!("DELETE FROM item WHERE id = {gone}"))
+            .await?;
+        begins_a_new_epoch(&rig, epoch).await?;
+    }
+    equals_source(&rig, &mut journal, &[ITEM, PART]).await?;
+    let deletes: Vec<_> = (1..=7)
+        .map(|id| journal.count(ITEM, &json!({"id": id}).to_string(), "d"))
+        .collect();
+    assert_eq!(deletes, [1, 1, 1, 0, 0, 0, 0]);
+    Ok(())
+}

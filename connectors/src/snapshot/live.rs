@@ -7,6 +7,9 @@
 use std::collections::HashSet;
 use std::hash::{BuildHasher as _, RandomState};
 
+/// Keys that are remembered at once, some 18 MiB of them.
+pub(super) const LIVE_KEYS_MAX: usize = 500_000;
+
 /// Keys whose hash ends with `bits` bits that are `end`.
 #[derive(Debug, Clone, Copy)]
 struct Share {
@@ -73,6 +76,12 @@ impl LiveKeys {
     pub(super) fn take(&mut self, key: &[u8]) -> bool {
         let hash = self.hash(key);
         self.live.remove(&hash)
+    }
+
+    /// Likewise, but of another share nobody knows, so it may be.
+    pub(super) fn take_if_known(&mut self, key: &[u8]) -> bool {
+        let hash = self.hash(key);
+        !self.share.has(hash) || self.live.remove(&hash)
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -2,15 +2,21 @@
 //!
 //! A new epoch does not know what was deleted while nobody looked. The connector reads its own
 //! topics, asks the source in batches which of their keys exist, and deletes the others.
+//!
+//! Only of keys that are live in the topic: what was deleted before would be deleted again each
+//! time, and a topic would grow with each epoch. Which ones are is told by a pass over the partition
+//! before; of more than may be remembered the others are taken for live.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kafka::checkpoint::Reconcile;
 use kafka::follower::TopicScan;
-use service::fault;
+use service::fault::{self, in_force};
 
+use super::live::{LIVE_KEYS_MAX, LiveKeys};
 use super::sql::{constant, list};
 use super::view::View;
 use crate::captured::{Captured, Key};
@@ -19,6 +25,7 @@ use crate::encode::key;
 use crate::error::LifeError;
 use crate::life::Life;
 use crate::source::{Session, SourceError, identifier, session};
+use crate::watch::Activity;
 
 const DOING: &str = "ask which keys exist";
 
@@ -30,6 +37,9 @@ pub(crate) struct Scan {
     table: String,
     request: Option<u64>,
     partition: i32,
+    /// The pass that tells which keys are live, until it is over.
+    telling: Option<TopicScan>,
+    live: LiveKeys,
     scan: TopicScan,
     /// Read and not compared yet: its keys, and where the scan goes on.
     batch: Option<(BTreeSet<Bytes>, i64)>,
@@ -53,9 +63,14 @@ impl Life<'_> {
     ) -> Result<bool, LifeError> {
         let session = &Arc::clone(&self.reads);
         let captured = self.captured_now(table)?;
-        let (keys, next) = self
-            .stale_keys(&captured, request, partition, stale)
-            .await?;
+        let stale_keys = self.stale_keys(&captured, request, partition, stale);
+        let Some((keys, next)) = Box::pin(stale_keys).await? else {
+            return Ok(true);
+        };
+        if keys.is_empty() {
+            self.batch_compared(table, request, partition, next);
+            return Ok(true);
+        }
         let condition = request
             .and_then(|id| self.progress.request(table, id))
             .and_then(|request| request.condition.clone());
@@ -90,22 +105,28 @@ impl Life<'_> {
         let lsn = self.lsn_of_read(session, &view).await?;
         View::close(session).await?;
         self.count_read(lsn).await?;
-        self.progress
-            .reconciled(&captured.name, request, partition, next);
-        if let Some(scan) = &mut self.scan {
-            scan.batch = None;
-        }
+        self.batch_compared(table, request, partition, next);
         Ok(true)
     }
 
-    /// The next keys that a partition holds a value of, and the offset after them.
+    fn batch_compared(&mut self, table: &str, request: Option<u64>, partition: i32, next: i64) {
+        self.progress.reconciled(table, request, partition, next);
+        if let Some(scan) = &mut self.scan {
+            scan.batch = None;
+        }
+    }
+
+    /// The next keys that a partition holds a value of, and the offset after them; none: not yet.
     async fn stale_keys(
         &mut self,
         captured: &Captured,
         request: Option<u64>,
         partition: i32,
         stale: Reconcile,
-    ) -> Result<(BTreeSet<Bytes>, i64), LifeError> {
+    ) -> Result<Option<(BTreeSet<Bytes>, i64)>, LifeError> {
+        let begun = Instant::now();
+        let limits = &self.config.reads;
+        let time = Duration::from_millis(limits.chunk_ms_max);
         let wanted = (captured.name.as_str(), request, partition);
         let kept = self
             .scan
@@ -113,31 +134,60 @@ impl Life<'_> {
             .filter(|scan| (scan.table.as_str(), scan.request, scan.partition) == wanted);
         let mut scan = match kept {
             Some(scan) => scan,
-            None => Scan {
-                table: captured.name.clone(),
-                request,
-                partition,
-                scan: TopicScan::new(
-                    &self.config.kafka,
-                    &captured.topic,
+            None => {
+                // All that is sent is committed.
+                let sent = self.progress.offset(&captured.topic, partition);
+                let scan = |next, end| {
+                    TopicScan::new(&self.config.kafka, &captured.topic, partition, next, end)
+                };
+                Scan {
+                    table: captured.name.clone(),
+                    request,
                     partition,
-                    stale.next,
-                    stale.end,
-                )?,
-                batch: None,
-            },
+                    telling: Some(scan(0, sent.max(stale.end))?),
+                    live: LiveKeys::at_most(LIVE_KEYS_MAX),
+                    scan: scan(stale.next, stale.end)?,
+                    batch: None,
+                }
+            }
         };
+        if let Some(mut telling) = scan.telling.take() {
+            self.status.motion().begin(Activity::ReadingTopics);
+            let mut is_over = false;
+            while !is_over && begun.elapsed() < time {
+                let (records, _) = telling.next_batch(limits.reconcile_keys).await?;
+                is_over = records.is_empty();
+                for (key, has_value) in records {
+                    scan.live.see(&key, has_value || !in_force("deleted_once"));
+                }
+            }
+            scan.telling = (!is_over).then_some(telling);
+            self.scan = Some(scan);
+            // The stream goes on for as long.
+            self.read_again_at = Instant::now() + begun.elapsed();
+            return Ok(None);
+        }
         let batch = match scan.batch.take() {
             Some(batch) => batch,
             None => {
-                let max = self.config.reads.reconcile_keys;
-                let (records, next) = scan.scan.next_batch(max).await?;
-                (valued(records), next)
+                let (mut keys, mut next) = (BTreeSet::new(), stale.next);
+                while next < stale.end
+                    && keys.len() < limits.reconcile_keys
+                    && begun.elapsed() < time
+                {
+                    let records;
+                    let room = limits.reconcile_keys - keys.len();
+                    (records, next) = scan.scan.next_batch(room).await?;
+                    let valued = records.into_iter().filter(|(_, has_value)| *has_value);
+                    let keys_of = valued.map(|(key, _)| key);
+                    keys.extend(keys_of.filter(|key| scan.live.take_if_known(key)));
+                }
+                (keys, next)
             }
         };
         scan.batch = Some(batch.clone());
         self.scan = Some(scan);
-        Ok(batch)
+        Ok(Some(batch))
     }
 
     /// Deletes a key of a topic.
@@ -164,14 +214,6 @@ impl Life<'_> {
             xid: None,
         }
     }
-}
-
-/// The keys that a batch of records has a value of, each once.
-pub(super) fn valued(records: Vec<(Bytes, bool)>) -> BTreeSet<Bytes> {
-    records
-        .into_iter()
-        .filter_map(|(key, has_value)| has_value.then_some(key))
-        .collect()
 }
 
 /// Those of `keys` that the source has, or that a condition does not speak of; byte for byte as they would be written now: a numeric

@@ -4,14 +4,12 @@ use bytes::Bytes;
 use kafka::follower::TopicScan;
 use service::fault::in_force;
 
-use super::live::LiveKeys;
+use super::live::{LIVE_KEYS_MAX, LiveKeys};
 use crate::captured::Captured;
 use crate::encode::envelope::Origin;
 use crate::error::LifeError;
 use crate::life::Life;
-
-/// Keys that are remembered at once, some 18 MiB of them.
-const LIVE_KEYS_MAX: usize = 500_000;
+use crate::watch::Activity;
 
 impl Life<'_> {
     /// Deletes every key that the table's topic has a row of, once: also where a predecessor has
@@ -30,6 +28,11 @@ impl Life<'_> {
         if in_force("truncate_commits_first") {
             self.record().await?;
         }
+        let (table, mut rows) = (&captured.name, 0_u64);
+        tracing::info!(
+            table,
+            "{table} was truncated; the rows in its topic are deleted"
+        );
         for partition in 0..self.topics.partitions(&captured.topic).await? {
             // Before the first delete: those stand behind it.
             let end = self.progress.offset(&captured.topic, partition);
@@ -50,6 +53,7 @@ impl Life<'_> {
                     for (key, _) in records {
                         if live.take(&key) {
                             self.delete_key(captured, key, origin).await?;
+                            rows += 1;
                         }
                     }
                 }
@@ -58,6 +62,8 @@ impl Life<'_> {
                 }
             }
         }
+        tracing::info!(table, rows, "{rows} rows of {table} are deleted");
+        self.status.motion().begin(Activity::Streaming);
         Ok(())
     }
 
@@ -73,6 +79,7 @@ impl Life<'_> {
         pass: &mut TopicScan,
     ) -> Result<Option<Vec<(Bytes, bool)>>, LifeError> {
         self.record_if_full().await?;
+        self.status.motion().begin(Activity::ReadingTopics);
         let (records, _) = pass.next_batch(self.config.reads.reconcile_keys).await?;
         Ok(Some(records).filter(|records| !records.is_empty()))
     }
