@@ -6,6 +6,7 @@ mod rebuild;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use kafka::Offsets;
 use kafka::follower::FollowerError;
 use links::backoff::Backoff;
 use metrics::{counter, gauge, histogram};
@@ -277,10 +278,48 @@ impl Applier {
         Ok(())
     }
 
-    /// A checkpoint of several steps, as one view transaction. Meanwhile the others wait.
+    /// A checkpoint of several steps, as one view transaction. Those of other sources that are here
+    /// go along: what several touch is computed once, and none waits for the other.
     async fn apply_in_steps(&mut self, source: &str, first: Vec<Change>) -> Result<(), Failure> {
-        self.runs(source);
         let began = Instant::now();
+        let mut parts: Vec<Part> = Vec::new();
+        let mut next = Some((source.to_owned(), Item::Events(first, Offsets::new())));
+        while let Some((source, item)) = next {
+            let part = match item {
+                Item::Events(first, _) => self.steps(&source, first).await?,
+                Item::Checkpoint(part) => {
+                    self.runs(&source);
+                    count(&source, part.changes.len());
+                    Some(*part)
+                }
+                _ => None,
+            };
+            let Some(part) = part else {
+                // The others' steps were undone with its own.
+                for part in &parts {
+                    self.follow(&part.moved.source, Duration::ZERO);
+                }
+                return Ok(());
+            };
+            parts.push(part);
+            let (view, backoffs) = (&self.view, &self.backoffs);
+            next = self.feeds.waiting(|source| {
+                let is_taken = parts.iter().any(|part| part.moved.source == source);
+                // One that failed just now goes alone, and can undo only its own.
+                let failed = backoffs.contains_key(&(source.to_owned(), Purpose::Serve));
+                view.serves(source) && !is_taken && !failed
+            });
+        }
+        let moves: Vec<_> = parts.iter().map(|part| part.moved.clone()).collect();
+        self.view.apply(parts).await?;
+        self.applied(&moves, began);
+        Ok(())
+    }
+
+    /// The steps of a source's checkpoint; the part that completes it. None where it cannot be
+    /// completed: then all steps are undone.
+    async fn steps(&mut self, source: &str, first: Vec<Change>) -> Result<Option<Part>, Failure> {
+        self.runs(source);
         count(source, first.len());
         self.view.step(source, first).await?;
         let mut silences = 0;
@@ -295,21 +334,22 @@ impl Applier {
                 }
                 Ok(Some(Item::Checkpoint(part))) => {
                     count(source, part.changes.len());
-                    let moved = part.moved.clone();
-                    self.view.apply(vec![*part]).await?;
-                    self.applied(&[moved], began);
-                    return Ok(());
+                    return Ok(Some(*part));
                 }
                 Ok(Some(Item::Runs)) => {}
-                Ok(Some(Item::TooOld)) => return self.view.undo().await,
+                Ok(Some(Item::TooOld)) => {
+                    self.view.undo().await?;
+                    return Ok(None);
+                }
                 Ok(Some(Item::Behind)) => {
                     self.view.undo().await?;
-                    return self.behind(source).await;
+                    self.behind(source).await?;
+                    return Ok(None);
                 }
                 Ok(Some(Item::Failed(error))) => {
                     self.view.undo().await?;
                     self.failed(source, Purpose::Serve, &error);
-                    return Ok(());
+                    return Ok(None);
                 }
                 Ok(None) => return Err(Failure::TaskEnded),
                 Err(_) if silences < SILENCES_MAX => {
@@ -321,7 +361,7 @@ impl Applier {
                     tracing::warn!(source, "{source} stalled within a checkpoint: undoes it");
                     self.view.undo().await?;
                     self.retry(source, Purpose::Serve, "stalled within a checkpoint");
-                    return Ok(());
+                    return Ok(None);
                 }
             }
         }

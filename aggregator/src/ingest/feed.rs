@@ -82,6 +82,11 @@ impl Feed {
         self.source == source && self.purpose == purpose
     }
 
+    /// The next item, if it is here.
+    fn here(&mut self) -> Option<Item> {
+        self.head.take().or_else(|| self.queue.try_recv().ok())
+    }
+
     fn start(
         options: &Options,
         source: &str,
@@ -166,6 +171,20 @@ impl Feeds {
         }
     }
 
+    /// A checkpoint to be served, or the first part of one, that is here already of a source that
+    /// `wanted` accepts.
+    pub(crate) fn waiting(&mut self, wanted: impl Fn(&str) -> bool) -> Option<(String, Item)> {
+        let feeds = self.feeds.iter_mut();
+        let mut feeds = feeds.filter(|feed| feed.purpose == Purpose::Serve && wanted(&feed.source));
+        feeds.find_map(|feed| match feed.here()? {
+            item @ (Item::Events(..) | Item::Checkpoint(_)) => Some((feed.source.clone(), item)),
+            other => {
+                feed.head = Some(other);
+                None
+            }
+        })
+    }
+
     /// Checkpoints to be served that are here already, of the sources that `wanted` accepts, with at most
     /// `changes_max` changes together. Two of one source become one.
     pub(crate) fn more(
@@ -180,14 +199,7 @@ impl Feeds {
             if feed.purpose != Purpose::Serve || !wanted(&feed.source) {
                 continue;
             }
-            loop {
-                let item = match feed.head.take() {
-                    Some(head) => head,
-                    None => match feed.queue.try_recv() {
-                        Ok(item) => item,
-                        Err(_) => break,
-                    },
-                };
+            while let Some(item) = feed.here() {
                 match item {
                     Item::Checkpoint(part) if part.changes.len() <= changes_max => {
                         changes_max -= part.changes.len();

@@ -9,6 +9,7 @@ mod value;
 
 use std::collections::HashMap;
 
+use futures_util::try_join;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, Statement};
 
@@ -182,23 +183,20 @@ impl Table {
             .join(", ")
     }
 
-    /// What is reported of `row` (`old`, `new`, or a table), as it crosses to the client; with
-    /// `prefix` before its names.
-    fn report(&self, row: &str, prefix: &str) -> String {
+    /// What is reported of `row` (`old`, or a table), as it crosses to the client.
+    fn report(&self, row: &str) -> String {
         self.reported()
-            .map(|column| {
-                let (name, wire) = (column.name, column.kind.wire());
-                format!("{row}.{name}::{wire} AS {prefix}{name}")
-            })
+            .map(|column| format!("{row}.{}::{}", column.name, column.kind.wire()))
             .collect::<Vec<_>>()
             .join(", ")
     }
 
-    /// Parameters: an array a column of the rows to be, then the ids of those to go.
+    /// Parameters: an array a column of the rows to be. Returns the id of each row that it changed
+    /// and what was reported of it before, nulls where there was none.
     ///
     /// An event that leaves its row as it was changes nothing: it is neither written nor
-    /// reported. What the events of a step say of one key must have been reduced to one state.
-    pub(crate) fn apply_sql(&self, side: Side) -> String {
+    /// returned. What the events of a step say of one key must have been reduced to one state.
+    pub(crate) fn upsert_sql(&self, side: Side) -> String {
         let arrays = self.columns.iter().enumerate().map(|(index, column)| {
             let (wire, sql) = (column.kind.wire(), column.kind.sql());
             let cast = if wire == sql {
@@ -217,29 +215,26 @@ impl Table {
             names.collect::<Vec<_>>().join(", ")
         };
         let set = others.iter().map(|c| format!("{0} = excluded.{0}", c.name));
-        let nulls = self
-            .reported()
-            .map(|column| format!("NULL::{}", column.kind.wire()));
         format!(
-            "WITH event AS (SELECT * FROM unnest({arrays}) AS e({names})),
-            upserted AS (
-                INSERT INTO {mirror} AS m ({names}) SELECT {names} FROM event
-                ON CONFLICT (id) DO UPDATE SET {set}
-                WHERE ROW({current}) IS DISTINCT FROM ROW({excluded})
-                RETURNING {old}, {new}
-            ),
-            deleted AS (DELETE FROM {mirror} AS m WHERE id = ANY(${gone}::bigint[]) RETURNING {of_deleted})
-            SELECT * FROM upserted UNION ALL SELECT d.*, {nulls} FROM deleted AS d",
+            "INSERT INTO {mirror} AS m ({names}) SELECT {names} FROM unnest({arrays}) AS e({names})
+            ON CONFLICT (id) DO UPDATE SET {set}
+            WHERE ROW({current}) IS DISTINCT FROM ROW({excluded})
+            RETURNING new.id, {old}",
             names = self.each("*"),
             mirror = self.copy(side),
             set = set.collect::<Vec<_>>().join(", "),
             current = row("m."),
             excluded = row("excluded."),
-            old = self.report("old", "old_"),
-            new = self.report("new", "new_"),
-            gone = self.columns.len() + 1,
-            of_deleted = self.report("m", ""),
-            nulls = nulls.collect::<Vec<_>>().join(", "),
+            old = self.report("old"),
+        )
+    }
+
+    /// Parameter: the ids of the rows to go. Returns what was reported of each that was there.
+    pub(crate) fn delete_sql(&self, side: Side) -> String {
+        format!(
+            "DELETE FROM {mirror} AS m WHERE id = ANY($1) RETURNING {reported}",
+            mirror = self.copy(side),
+            reported = self.report("m"),
         )
     }
 
@@ -275,14 +270,6 @@ impl Table {
         }
     }
 
-    fn changed(&'static self, row: &Row) -> Result<Changed, tokio_postgres::Error> {
-        let width = self.reported().count();
-        Ok(Changed {
-            old: self.read_report(row, 0)?,
-            new: self.read_report(row, width)?,
-        })
-    }
-
     /// The reported columns from `start` on; none where the id, the first, is null.
     fn read_report(
         &'static self,
@@ -313,7 +300,8 @@ impl Table {
 #[derive(Debug, Clone)]
 pub(crate) struct Mirror {
     table: &'static Table,
-    apply: Statement,
+    upsert: Statement,
+    delete: Statement,
     look: Statement,
 }
 
@@ -325,12 +313,13 @@ impl Mirror {
     ) -> Result<Self, tokio_postgres::Error> {
         let look = format!(
             "SELECT {} FROM {} AS m WHERE id = ANY($1)",
-            table.report("m", ""),
+            table.report("m"),
             table.copy(side)
         );
         Ok(Self {
             table,
-            apply: client.prepare(&table.apply_sql(side)).await?,
+            upsert: client.prepare(&table.upsert_sql(side)).await?,
+            delete: client.prepare(&table.delete_sql(side)).await?,
             look: client.prepare(&look).await?,
         })
     }
@@ -352,15 +341,56 @@ impl Mirror {
                 State::Gone => gone.push(*id),
             }
         }
-        let mut arrays: Vec<Box<dyn ToSql + Sync + Send>> = Vec::new();
-        for (index, column) in self.table.columns.iter().enumerate() {
-            arrays.push(array(column.kind, index, &rows));
+        // Sent one after the other without waiting in between.
+        let (mut changed, deleted) =
+            try_join!(self.upsert(client, &rows), self.delete(client, &gone))?;
+        changed.extend(deleted);
+        Ok(changed)
+    }
+
+    async fn upsert(
+        &self,
+        client: &Client,
+        rows: &[&Vec<Value>],
+    ) -> Result<Vec<Changed>, tokio_postgres::Error> {
+        if rows.is_empty() {
+            return Ok(Vec::new());
         }
-        arrays.push(Box::new(gone));
+        let columns = self.table.columns.iter().enumerate();
+        let arrays: Vec<_> = columns
+            .map(|(index, column)| array(column.kind, index, rows))
+            .collect();
         let parameters: Vec<&(dyn ToSql + Sync)> =
             arrays.iter().map(|array| &**array as _).collect();
-        let changed = client.query(&self.apply, &parameters).await?;
-        changed.iter().map(|row| self.table.changed(row)).collect()
+        let changed = client.query(&self.upsert, &parameters).await?;
+        // The new state is what was sent, and need not come back.
+        let changed = changed.iter().map(|row| {
+            let id = Value::Integer(row.try_get(0)?);
+            let new = rows.binary_search_by(|row| row.first().cmp(&Some(&id)));
+            Ok(Changed {
+                old: self.table.read_report(row, 1)?,
+                new: new.ok().map(|place| Reported::of(self.table, rows[place])),
+            })
+        });
+        changed.collect()
+    }
+
+    async fn delete(
+        &self,
+        client: &Client,
+        gone: &[i64],
+    ) -> Result<Vec<Changed>, tokio_postgres::Error> {
+        if gone.is_empty() {
+            return Ok(Vec::new());
+        }
+        let deleted = client.query(&self.delete, &[&gone]).await?;
+        let deleted = deleted.iter().map(|row| {
+            Ok(Changed {
+                old: self.table.read_report(row, 0)?,
+                new: None,
+            })
+        });
+        deleted.collect()
     }
 
     /// What stands in the mirror for these ids.

@@ -21,7 +21,7 @@ pub enum Kind {
 }
 
 /// A value that fits its column.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Value {
     Null,
     Integer(i64),

@@ -108,21 +108,42 @@ impl Resource {
     }
 
     /// The statement for rows that a change touched: `$1` is the revision, then what `touched` or
-    /// the contributions take. Returns of each row that it changed the `old` and the `new`
-    /// value of `degraded` and of the columns in `returned`, as text.
-    pub(crate) fn touched_sql(&self, known: &Known, returned: &[&str]) -> String {
-        let merge = match &self.kept {
-            Kept::Rows(rows) => self.merge(&self.computed(rows, rows.touched, known), known),
-            Kept::Totals(totals) => self.merge(&totals.moved(self), known),
+    /// the contributions take. Returns what that moves in each of these totals of the rows:
+    /// see [`Totals::moves`].
+    pub(crate) fn touched_sql(&self, known: &Known, totals: &[&Self]) -> String {
+        let computed = match &self.kept {
+            Kept::Rows(rows) => self.computed(rows, rows.touched, known),
+            Kept::Totals(totals) => totals.moved(self),
         };
-        if returned.is_empty() {
-            return merge;
+        if totals.is_empty() {
+            return self.merge(&computed, known);
         }
-        let of = |row: &str| {
-            let columns = std::iter::once(&"degraded").chain(returned);
-            join(columns.map(|name| format!("{row}.{name}::text")))
-        };
-        format!("{merge}\nRETURNING {}, {}", of("old"), of("new"))
+        let mut taken: Vec<&str> = vec!["degraded"];
+        for name in totals
+            .iter()
+            .filter_map(|of| of.totals())
+            .flat_map(|of| of.takes)
+        {
+            if !taken.contains(name) {
+                taken.push(name);
+            }
+        }
+        let returned = ["old", "new"].iter().flat_map(|row| {
+            let columns = taken.iter();
+            columns.map(move |name| format!("{row}.{name} AS {row}_{name}"))
+        });
+        let moves = totals.iter().enumerate();
+        let width = totals.iter().filter_map(|of| Some(of.totals()?.width(of)));
+        let width = width.max().unwrap_or_default();
+        let moves = moves.filter_map(|(place, of)| Some(of.totals()?.moves(of, place, width)));
+        format!(
+            "WITH {computed}, merged AS ({merge} RETURNING {returned})
+            {moves}",
+            computed = computed.0,
+            merge = self.merge_into(known),
+            returned = join(returned),
+            moves = moves.collect::<Vec<_>>().join("\nUNION ALL\n"),
+        )
     }
 
     /// The statement for all rows: `$1` is the revision, unless this is private. Only rows that
@@ -143,18 +164,21 @@ impl Resource {
     }
 
     fn merge(&self, computed: &Computed, known: &Known) -> String {
+        format!("WITH {} {}", computed.0, self.merge_into(known))
+    }
+
+    /// Brings the rows to what `computed` says.
+    fn merge_into(&self, known: &Known) -> String {
         let list = |prefix: &str| join(self.owned().map(|name| format!("{prefix}{name}")));
         let revision = |sql: &'static str| if self.is_private() { "" } else { sql };
         format!(
-            "WITH {computed}
-            MERGE INTO {table} AS r
+            "MERGE INTO {table} AS r
             USING ({should_be}) AS s ON ({of_row}) = ({of_should})
             WHEN MATCHED AND NOT s.present THEN DELETE
             WHEN MATCHED AND ({current}) IS DISTINCT FROM ({should}) THEN
                 UPDATE SET {set}{set_revision}
             WHEN NOT MATCHED AND s.present THEN
                 INSERT ({keys}, {columns}{column}) VALUES ({of_should}, {should}{value})",
-            computed = computed.0,
             table = self.table,
             should_be = self.should_be(known),
             of_row = self.key_list("r."),

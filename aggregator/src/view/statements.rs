@@ -52,8 +52,8 @@ pub(crate) struct Statements {
 #[derive(Debug, Clone)]
 struct Prepared {
     resource: &'static Resource,
-    /// The columns that totals of its rows take.
-    returned: Vec<&'static str>,
+    /// The totals of its rows: what it moves in them it returns.
+    totals: Vec<&'static Resource>,
     statement: Statement,
 }
 
@@ -64,11 +64,11 @@ impl Statements {
     pub(crate) async fn prepare(client: &Client, known: &Known) -> Result<Self, Error> {
         let mut resources = Vec::with_capacity(RESOURCES.len());
         for resource in RESOURCES {
-            let returned = returned(resource);
-            let sql = resource.touched_sql(known, &returned);
+            let totals = totals_of(resource);
+            let sql = resource.touched_sql(known, &totals);
             resources.push(Prepared {
                 resource,
-                returned,
+                totals,
                 statement: client.prepare(&sql).await?,
             });
         }
@@ -170,18 +170,18 @@ impl Statements {
             Some((prepared, parameters?))
         });
         let changed = run(client, revision, first.collect()).await?;
-        // As if what sales changes concerned only what sales adds.
-        let is_paid_forgotten = !fault::in_force("contributions") && source == "sales";
         let mut second = Vec::new();
         for (of, rows) in &changed {
-            for prepared in &self.resources {
-                let Some(totals) = total_of(prepared.resource, of.resource) else {
+            for row in rows {
+                let place: i32 = row.try_get(0)?;
+                let place = usize::try_from(place).ok();
+                let Some(total) = place.and_then(|place| of.totals.get(place)) else {
                     continue;
                 };
-                let moves = Moves::of(totals, &of.returned, rows, is_paid_forgotten)?;
-                second.extend(
-                    moved(prepared.resource, moves).map(|parameters| (prepared, parameters)),
-                );
+                let mut all = self.resources.iter();
+                if let Some(prepared) = all.find(|one| one.resource.table == total.table) {
+                    second.push((prepared, moves(total, row, source)?));
+                }
             }
         }
         run(client, revision, second).await?;
@@ -211,28 +211,31 @@ impl Statements {
     }
 }
 
-/// The total, if it is one of rows of `of`.
-fn total_of(total: &'static Resource, of: &Resource) -> Option<&'static Totals> {
-    total.totals().filter(|totals| match totals.of {
+/// The totals of this resource's rows.
+fn totals_of(of: &Resource) -> Vec<&'static Resource> {
+    let is_of = |totals: &Totals| match totals.of {
         Of::Rows(resource) => resource.table == of.table,
         Of::Mirror(_) => false,
-    })
+    };
+    let all = RESOURCES.into_iter();
+    all.filter(|total| total.totals().is_some_and(is_of))
+        .collect()
 }
 
-/// What totals take of this resource's rows.
-fn returned(resource: &Resource) -> Vec<&'static str> {
-    let mut returned = Vec::new();
-    for totals in RESOURCES
-        .iter()
-        .filter_map(|total| total_of(total, resource))
-    {
-        for name in totals.takes {
-            if !returned.contains(name) {
-                returned.push(*name);
-            }
+/// What the statement for a total of changed rows takes: what the rows' own returned.
+fn moves(total: &Resource, row: &Row, source: &str) -> Result<Parameters, Error> {
+    let keys = total.key.iter().map(|(name, _)| *name);
+    let sums = total.totals().map_or(&[][..], |totals| totals.sums);
+    let columns = keys.chain(sums.iter().copied()).enumerate();
+    let arrays = columns.map(|(place, name)| {
+        let mut array: Vec<String> = row.try_get(1 + place)?;
+        // Not the design: as if what sales changes concerned only what sales adds.
+        if name == "paid" && source == "sales" && !fault::in_force("contributions") {
+            array.fill("0".to_owned());
         }
-    }
-    returned
+        Ok(Box::new(array) as _)
+    });
+    arrays.collect()
 }
 
 /// What the statement for touched rows takes, if any are.
@@ -334,9 +337,10 @@ mod tests {
         }
         let resources = RESOURCES.into_iter();
         let mut statements: Vec<_> = resources
-            .map(|resource| resource.touched_sql(&known, &returned(resource)))
+            .map(|resource| resource.touched_sql(&known, &totals_of(resource)))
             .collect();
-        statements.extend(TABLES.map(|table| table.apply_sql(Side::Served)));
+        statements.extend(TABLES.map(|table| table.upsert_sql(Side::Served)));
+        statements.extend(TABLES.map(|table| table.delete_sql(Side::Served)));
         statements.extend(crate::view::discrepancies::touched_sql(&known));
         statements.push(crate::view::discrepancies::part_paid::DUE.to_owned());
         for sql in statements {

@@ -5,6 +5,8 @@
 //! that is itself computed row by row. The old one is computed from that row as it was stored,
 //! so what a change costs does not depend on how many contributions there are.
 
+use service::fault;
+
 use super::resource::{Computed, Known, Resource, flags, join};
 use crate::mirror::Table;
 
@@ -38,42 +40,108 @@ pub(crate) enum Of {
 }
 
 impl Totals {
-    /// Contributions of `$signs`, then an array of text a column taken: stored sums, moved.
+    /// Of how many columns a move consists.
+    pub(super) fn width(&self, resource: &Resource) -> usize {
+        resource.key.len() + self.sums.len()
+    }
+
+    /// A SELECT of what rows of `merged`, each with its old and its new state, move: `place`, then
+    /// arrays of text, the keys' columns and by how much each of their sums moves, and as many nulls
+    /// as make `width` columns of it.
+    ///
+    /// A row whose `degraded` alone changed moves its totals by nothing, so that they say it, too.
+    pub(super) fn moves(&self, resource: &Resource, place: usize, width: usize) -> String {
+        let list = |row: &str| {
+            let taken = self.takes.iter().chain(&["degraded"]);
+            join(taken.map(|name| format!("{row}_{name}")))
+        };
+        let state = |row: &str, sign: i64| {
+            let taken = self.takes.iter();
+            format!(
+                "SELECT {sign} AS sign, {taken} FROM merged
+                WHERE {row}_degraded IS NOT NULL AND ({old}) IS DISTINCT FROM ({new})",
+                taken = join(taken.map(|name| format!("{row}_{name} AS {name}"))),
+                old = list("old"),
+                new = list("new"),
+            )
+        };
+        // Not the design: as if what was counted once stayed where it was.
+        let part = if fault::in_force("old_contributions") {
+            format!("{} UNION ALL {}", state("old", -1), state("new", 1))
+        } else {
+            state("new", 1)
+        };
+        let keys = resource.key.iter().map(|(name, _)| *name);
+        let arrays = keys
+            .chain(self.sums.iter().copied())
+            .map(|name| format!("array_agg(m.{name}::text)"))
+            .chain(std::iter::repeat("NULL::text[]".to_owned()));
+        format!(
+            "SELECT {place}, {arrays} FROM (
+                SELECT {keys}, {sums} FROM ({part}) AS p
+                CROSS JOIN LATERAL ({contributions}) AS c GROUP BY {keys}
+            ) AS m HAVING count(*) > 0",
+            arrays = join(arrays.take(width)),
+            keys = resource.key_list("c."),
+            sums = self.summed(),
+            contributions = self.contributions,
+        )
+    }
+
+    /// What each sum moves by.
+    fn summed(&self) -> String {
+        let sums = self.sums.iter();
+        join(sums.map(|name| format!("sum(p.sign * coalesce(c.{name}, 0)) AS {name}")))
+    }
+
+    /// Stored sums, moved. Of a mirror by contributions: `$signs`, then an array of text a column
+    /// taken; else by what [`Totals::moves`] gave, an array of text a column.
     pub(super) fn moved(&self, resource: &Resource) -> Computed {
         // A private total has no revision, and a parameter that is not used has no type.
-        let signs = if resource.is_private() { 1 } else { 2 };
-        let taken = self.takes.iter().enumerate().map(|(index, name)| {
-            let sql = self.of.type_of(name);
-            format!("${}::text[]::{sql}[]", signs + 1 + index)
-        });
-        let sums = self
-            .sums
-            .iter()
-            .map(|name| format!("sum(p.sign * coalesce(c.{name}, 0)) AS {name}"));
-        let moved = self
+        let first = if resource.is_private() { 1 } else { 2 };
+        let array = |place: usize, sql: &str| format!("${}::text[]::{sql}[]", first + place);
+        let moved = match self.of {
+            Of::Mirror(_) => {
+                let taken = self.takes.iter().enumerate();
+                let taken = taken.map(|(place, name)| array(1 + place, self.of.type_of(name)));
+                format!(
+                    "SELECT {keys}, {sums}
+                    FROM unnest(${first}::bigint[], {taken}) AS p (sign, {takes})
+                    CROSS JOIN LATERAL ({contributions}) AS c GROUP BY {keys}",
+                    keys = resource.key_list("c."),
+                    sums = self.summed(),
+                    taken = join(taken),
+                    takes = self.takes.join(", "),
+                    contributions = self.contributions,
+                )
+            }
+            Of::Rows(_) => {
+                let keys = resource.key.iter().copied();
+                let columns = keys.chain(self.sums.iter().map(|name| (*name, "numeric")));
+                let (names, arrays): (Vec<_>, Vec<_>) = columns
+                    .enumerate()
+                    .map(|(place, (name, sql))| (name, array(place, sql)))
+                    .unzip();
+                format!(
+                    "SELECT * FROM unnest({}) AS c ({})",
+                    arrays.join(", "),
+                    names.join(", ")
+                )
+            }
+        };
+        let totals = self
             .sums
             .iter()
             .map(|name| format!("coalesce(r.{name}, 0) + m.{name} AS {name}"));
         Computed(format!(
-            "part AS (
-                SELECT * FROM unnest(${signs}::bigint[], {taken}) AS p (sign, {takes})
-            ),
-            moved AS (
-                SELECT {keys}, {sums} FROM part AS p CROSS JOIN LATERAL ({contributions}) AS c
-                GROUP BY {keys}
-            ),
+            "moved AS ({moved}),
             total AS (
-                SELECT {of_moved}, {moved}
+                SELECT {of_moved}, {totals}
                 FROM moved AS m LEFT JOIN {table} AS r ON ({of_row}) = ({of_moved})
             ),
             {computed}",
-            taken = join(taken),
-            takes = self.takes.join(", "),
-            keys = resource.key_list("c."),
-            sums = join(sums),
-            contributions = self.contributions,
             of_moved = resource.key_list("m."),
-            moved = join(moved),
+            totals = join(totals),
             table = resource.table,
             of_row = resource.key_list("r."),
             computed = self.computed(resource),

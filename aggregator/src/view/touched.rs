@@ -5,10 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use service::fault;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Error, Row};
 
 use super::resource::Resource;
-use super::totals::{Of, Totals};
+use super::totals::Of;
 use super::unified::RESOURCES;
 use crate::mirror::{Changed, Reported, TRANSACTION};
 
@@ -137,52 +136,6 @@ pub(super) struct Moves {
 }
 
 impl Moves {
-    /// What changed rows of a unified table mean for a total of them: `changed` has of each
-    /// `degraded` and the `returned` columns, old and then new.
-    pub(super) fn of(
-        totals: &Totals,
-        returned: &[&str],
-        changed: &[Row],
-        is_paid_forgotten: bool,
-    ) -> Result<Self, Error> {
-        let width = returned.len() + 1;
-        let mut moves = Self::default();
-        for row in changed {
-            let state = |start: usize| -> Result<Option<Vec<Option<String>>>, Error> {
-                let degraded: Option<String> = row.try_get(start)?;
-                if degraded.is_none() {
-                    return Ok(None);
-                }
-                let taken = totals.takes.iter().map(|name| {
-                    let place = returned.iter().position(|column| column == name);
-                    match place {
-                        Some(place) if !(is_paid_forgotten && *name == "paid") => {
-                            row.try_get(start + 1 + place)
-                        }
-                        _ => Ok(None),
-                    }
-                });
-                // Last, so that a change of it alone touches the total.
-                taken
-                    .chain([Ok(degraded)])
-                    .collect::<Result<_, _>>()
-                    .map(Some)
-            };
-            let (old, new) = (state(0)?, state(width)?);
-            if old == new {
-                continue;
-            }
-            // Not the design: as if what was counted once stayed where it was.
-            let old = old.filter(|_| fault::in_force("old_contributions"));
-            for (state, sign) in [(old, -1), (new, 1)] {
-                if let Some(taken) = state {
-                    moves.push(sign, taken);
-                }
-            }
-        }
-        Ok(moves)
-    }
-
     fn push(&mut self, sign: i64, taken: Vec<Option<String>>) {
         self.signs.push(sign);
         self.taken.push(taken);

@@ -16,8 +16,10 @@ use crate::view::statements::SETTINGS_FOR_ALL;
 use crate::view::touched::Touched;
 use crate::view::{View, unified};
 
-/// Rows that are judged at once, at most.
+/// Rows of each unified table that are judged at once, at most.
 const STEP_ROWS_MAX: usize = 10_000;
+/// Rows that a view transaction remembers, at most: about 20 MB.
+const PENDING_MAX: usize = 1_000_000;
 
 /// Rows to be judged when the view transaction commits.
 #[derive(Debug, Default)]
@@ -33,6 +35,26 @@ impl Pending {
     fn rows(&self) -> usize {
         self.products.len() + self.transactions.len() + self.orders.len()
     }
+
+    /// Takes as many as are judged at once, the first of each: an order and its payments are about as
+    /// old, and are judged together then.
+    fn take_step(&mut self) -> Self {
+        Self {
+            products: first_of(&mut self.products),
+            transactions: first_of(&mut self.transactions),
+            orders: first_of(&mut self.orders),
+            is_put_aside: std::mem::take(&mut self.is_put_aside),
+        }
+    }
+}
+
+/// Takes as many of them as are judged at once.
+fn first_of(ids: &mut BTreeSet<i64>) -> BTreeSet<i64> {
+    let rest = match ids.iter().nth(STEP_ROWS_MAX).copied() {
+        Some(first) => ids.split_off(&first),
+        None => BTreeSet::new(),
+    };
+    std::mem::replace(ids, rest)
 }
 
 /// The one who judges.
@@ -71,8 +93,8 @@ impl Judge {
         &self.open
     }
 
-    /// To be judged when the view transaction commits. What is more than a step's is put aside in
-    /// the database.
+    /// To be judged when the view transaction commits. What is more than can be remembered is put
+    /// aside in the database.
     pub(in crate::view) async fn add(
         &mut self,
         client: &Client,
@@ -91,7 +113,7 @@ impl Judge {
                     .flatten(),
             );
         }
-        if pending.rows() > STEP_ROWS_MAX {
+        if pending.rows() > PENDING_MAX {
             for (resource, ids) in [
                 ("products", &mut pending.products),
                 ("transactions", &mut pending.transactions),
@@ -121,15 +143,15 @@ impl Judge {
         let (clock, mut span) = self.clock.after(moves);
         let mut pending = std::mem::take(&mut self.pending);
         loop {
-            if let Some(some) = span {
+            let mut some = pending.take_step();
+            if let Some(due) = span {
                 let rows_max = i64::try_from(STEP_ROWS_MAX).unwrap_or(i64::MAX);
-                let (orders, rest) = clock.due(client, some, rows_max).await?;
-                pending.orders.extend(orders);
+                let (orders, rest) = clock.due(client, due, rows_max).await?;
+                some.orders.extend(orders);
                 span = rest;
             }
-            self.step(client, revision, &pending).await?;
-            pending = Pending::default();
-            if span.is_none() {
+            self.step(client, revision, &some).await?;
+            if span.is_none() && pending.rows() == 0 {
                 self.clock = clock;
                 return Ok(());
             }

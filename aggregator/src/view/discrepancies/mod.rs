@@ -67,13 +67,13 @@ fn computed() -> String {
         format!(
             "SELECT t.id, b.key IS NOT NULL AS present, '{name}' AS rule,
                 ARRAY[{systems}] AS systems, '{resource}' AS resource, t.key,
-                coalesce(b.due, (
+                CASE WHEN b.key IS NOT NULL THEN coalesce(b.due, (
                     SELECT d.since FROM public.discrepancies AS d WHERE d.id = t.id
                 ), (
                     SELECT max(coalesce(p.committed_at, p.current_at, p.applied_at))
                     FROM public.positions AS p
                     WHERE p.source = ANY(ARRAY[{systems}]) AND p.epoch IS NOT NULL
-                )) AS since,
+                )) END AS since,
                 b.detail, false AS degraded
             FROM (
                 SELECT id, (id - {number}) / 100 AS key FROM touched

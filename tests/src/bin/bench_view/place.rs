@@ -311,6 +311,36 @@ impl Place {
         })
     }
 
+    /// Prints which statements took the server's time, where it counts them (`--setting
+    /// shared_preload_libraries=pg_stat_statements`).
+    pub(crate) async fn print_statements(&self) -> Result<()> {
+        let sql = "SELECT setting LIKE '%pg_stat_statements%' FROM pg_settings
+            WHERE name = 'shared_preload_libraries'";
+        if !self.client.query_one(sql, &[]).await?.get::<_, bool>(0) {
+            return Ok(());
+        }
+        let sql = "CREATE EXTENSION IF NOT EXISTS pg_stat_statements";
+        self.client.batch_execute(sql).await?;
+        let sql = "SELECT calls, total_exec_time, rows, wal_bytes::bigint, shared_blks_hit, query
+            FROM pg_stat_statements
+            WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+            ORDER BY total_exec_time DESC LIMIT 25";
+        for row in self.client.query(sql, &[]).await? {
+            let query: String = row.get(5);
+            let query: String = query.split_whitespace().collect::<Vec<_>>().join(" ");
+            println!(
+                "{:>9.1} ms {:>6} calls {:>8} rows {:>11} B WAL {:>9} hits  {}",
+                row.get::<_, f64>(1),
+                row.get::<_, i64>(0),
+                row.get::<_, i64>(2),
+                row.get::<_, i64>(3),
+                row.get::<_, i64>(4),
+                query.chars().take(300).collect::<String>()
+            );
+        }
+        Ok(())
+    }
+
     /// Reads sales again from the first record on, beside what is served. Rows a second.
     pub(crate) async fn rebuild(&mut self, changes: i64) -> Result<f64> {
         let begun = Instant::now();

@@ -180,6 +180,7 @@ impl Bench {
                 .write_one_by_one(self.options.single_orders)
                 .await?;
             triggers.is_right().await?;
+            place.print_statements().await?;
             println!("round {round}: {ours:?}; {bare_cpu_us:.1} µs of the server for a bare one");
             println!(
                 "changes a second: {:.0} ours, {bare:.0} bare batches, {batches:.0} row triggers, \
