@@ -39,6 +39,7 @@ use crate::stream::Transaction;
 use crate::topics::{self, Held};
 use crate::watch::Activity;
 
+pub(crate) use takeover::partitions_added;
 use takeover::{Beginning, drop_slot, ends_of_tables, replication_config, take_in_order};
 
 /// The source ends a statement of a read by itself; an answer that takes so much longer is lost.

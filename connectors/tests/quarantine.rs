@@ -7,7 +7,7 @@ use kafka::event::Op;
 use kafka::quarantine::{Quarantined, Reason, Sent};
 use serde_json::json;
 
-use crate::harness::{Journal, Rig, equals_source};
+use crate::harness::{Journal, Rig, equals_source, eventually};
 
 const ITEM: &str = "public.item";
 const DDL: &str = "CREATE TABLE item (id bigint PRIMARY KEY, note text NOT NULL)";
@@ -266,6 +266,45 @@ async fn with_a_higher_limit_larger_rows_go_to_their_topic() -> Result<()> {
     let mut journal = rig.journal()?;
     equals_source(&rig, &mut journal, &[ITEM]).await?;
     assert_eq!(rows(&journal)?.len(), 0);
+    connector.kill().await;
+    Ok(())
+}
+
+/// A life that ends before its record is committed sends again, and counts once.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_to_quarantine_is_counted_once_it_is_committed() -> Result<()> {
+    let rig = rig().await?;
+    rig.read_once().await?;
+    let folder = tempfile::tempdir()?;
+    let go_on = folder.path().join("go-on");
+    let hold = format!("connector.after_send:hold:2:{}", go_on.display());
+    let connector = rig.connector().faults(&hold).start()?;
+    connector.ready().await?;
+    rig.run(&format!(
+        "BEGIN; {NO_TEXT}; INSERT INTO item VALUES (3, 'c'); COMMIT"
+    ))
+    .await?;
+    for times in 1..=2 {
+        eventually("a life holds", || async {
+            let holds = connector.log().matches("after_send: holds").count();
+            Ok((holds >= times).then_some(()))
+        })
+        .await?;
+        if times == 1 {
+            let sessions = format!(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{}'",
+                rig.role
+            );
+            rig.run(&sessions).await?;
+        }
+    }
+    std::fs::write(&go_on, "")?;
+    let mut journal = rig.journal()?;
+    at_rest(&rig, &mut journal).await?;
+    assert_eq!(rows(&journal)?.len(), 1);
+    let metric = "connector_quarantined_total{table=\"public.item\",reason=\"not_utf8\"}";
+    assert_eq!(connector.metric(metric).await?, Some(1.0));
+    assert_eq!(connector.status().await?["quarantined"], 1);
     connector.kill().await;
     Ok(())
 }

@@ -64,6 +64,10 @@ async fn a_topic_that_is_deleted_while_the_connector_is_down_is_written_anew() -
     let before = epoch(&connector).await?;
     connector.kill().await;
     rig.delete_topic(PART).await?;
+    let (code, said) = connector.command(&["check"]).await?;
+    ensure!(code == Some(1), "{said}");
+    let sentence = format!("warning: topic {} was deleted, or Kafka", rig.topic(PART));
+    ensure!(said.contains(&sentence), "{said}");
     let next = rig.connector().start()?;
     begins_a_new_epoch(&rig, &next, before).await?;
     next.logged("was deleted, or Kafka lost").await
@@ -99,6 +103,8 @@ async fn partitions_that_are_added_stop_the_connector_until_the_topic_is_made_an
         rig.topic(ITEM)
     );
     ensure!(log.contains(&said), "{log}");
+    let (code, checked) = connector.command(&["check"]).await?;
+    ensure!(code == Some(2) && checked.contains(&said), "{checked}");
     rig.run("UPDATE item SET n = 0").await?;
     let (code, log) = rig.connector().start()?.ended().await?;
     ensure!(code == Some(2) && log.contains(&said), "{log}");

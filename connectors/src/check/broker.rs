@@ -1,11 +1,12 @@
 //! What a connector needs of Kafka.
 
-use kafka::topic::RECORD_BYTES_MAX;
+use kafka::follower::last_record;
 use kafka::topic::examine::{Observation, Trouble, observe};
+use kafka::topic::{RECORD_BYTES_MAX, Topics, shorter};
 
 use super::finding::Finding;
 use crate::config::ConnectorConfig;
-use crate::life::{checkpoint_topic, quarantine_topic, topic_names};
+use crate::life::{checkpoint_topic, partitions_added, quarantine_topic, topic_names};
 
 /// Topics besides those of tables: checkpoint and quarantine.
 const OTHER_TOPICS: usize = 2;
@@ -20,9 +21,36 @@ pub(super) async fn examine(config: &ConnectorConfig) -> Vec<Finding> {
     )
     .await
     {
-        Ok(observation) => observed(config, &observation),
+        Ok(observation) => {
+            let mut findings = observed(config, &observation);
+            if observation.topics.contains_key(&checkpoint_topic(config)) {
+                // What cannot be asked for here a start would say.
+                findings.extend(written(config).await.unwrap_or_default());
+            }
+            findings
+        }
         Err(trouble) => troubles(&trouble),
     }
+}
+
+/// What was written, against what the topics hold.
+async fn written(config: &ConnectorConfig) -> Option<Vec<Finding>> {
+    let last = last_record(&config.kafka, &config.source).await.ok()??;
+    let topics = Topics::connect(&config.kafka).ok()?;
+    let names = topic_names(config);
+    let ends = topics.standing_since(&names, &last.offsets).await.ok()?;
+    let added = partitions_added(config, &topics, &last, &ends);
+    let added = added.iter().map(|error| {
+        let said = error.to_string();
+        let (cause, remedy) = said.split_once("; ").unwrap_or((&said, ""));
+        Finding::wrong("partitions_added", "kafka", cause).advice(remedy)
+    });
+    let lost = shorter(&last.offsets, &ends).map(|error| {
+        Finding::warning("topic_lost", "kafka", error.to_string()).advice(
+            "nothing needs to be done: the next start begins a new epoch and writes it anew",
+        )
+    });
+    Some(added.chain(lost).collect())
 }
 
 fn troubles(trouble: &Trouble) -> Vec<Finding> {

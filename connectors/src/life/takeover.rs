@@ -1,11 +1,10 @@
 //! Takeover: slot, transactional id, last record, and whether the epoch lasts.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kafka::follower::last_record;
 use kafka::producer::Producer;
-use kafka::topic::{self, Topics, shorter};
+use kafka::topic::{self, TopicError, Topics, shorter};
 use kafka::{Checkpoint, Offsets};
 use service::fault::{self, in_force};
 use tokio_postgres::error::SqlState;
@@ -241,20 +240,34 @@ pub(super) async fn ends_of_tables(
     let recorded = last.map_or_else(Offsets::new, |last| last.offsets.clone());
     let names = super::topic_names(config);
     let ends = topics.standing_since(&names, &recorded).await?;
-    for table in &config.tables {
-        let topic = table_topic(config, table);
-        let then = last
-            .and_then(|last| last.tables.get(table))
-            .map_or(0, |state| state.partitions);
-        let now = ends.get(&topic).map_or(0, BTreeMap::len);
-        let now = i32::try_from(now).unwrap_or(i32::MAX);
-        let one = Offsets::from([(topic.clone(), ends.get(&topic).cloned().unwrap_or_default())]);
-        let holds_events = recorded.contains_key(&topic) && shorter(&recorded, &one).is_none();
-        if (1..now).contains(&then) && holds_events && in_force("partitions_fixed") {
-            return Err(topics.partitions_added(&topic, then, now).into());
-        }
+    let mut added = last
+        .into_iter()
+        .flat_map(|last| partitions_added(config, topics, last, &ends));
+    match added.next() {
+        Some(error) if in_force("partitions_fixed") => Err(error.into()),
+        _ => Ok(ends),
     }
-    Ok(ends)
+}
+
+/// The topics that got partitions while they held events.
+pub(crate) fn partitions_added(
+    config: &ConnectorConfig,
+    topics: &Topics,
+    last: &Checkpoint,
+    ends: &Offsets,
+) -> Vec<TopicError> {
+    let added = config.tables.iter().filter_map(|table| {
+        let topic = table_topic(config, table);
+        let then = last.tables.get(table).map_or(0, |state| state.partitions);
+        let ends = ends.get(&topic).cloned().unwrap_or_default();
+        let now = i32::try_from(ends.len()).unwrap_or(i32::MAX);
+        let one = Offsets::from([(topic.clone(), ends)]);
+        let holds_events =
+            last.offsets.contains_key(&topic) && shorter(&last.offsets, &one).is_none();
+        ((1..now).contains(&then) && holds_events)
+            .then(|| topics.partitions_added(&topic, then, now))
+    });
+    added.collect()
 }
 
 async fn connect_producer(config: &ConnectorConfig) -> Result<Producer, LifeError> {
