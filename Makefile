@@ -23,12 +23,13 @@ install: ## installs and downloads what run and test need, and nothing else
 reset: ## wipes the data of the local environment (LOCAL_DIR=), not the downloads
 	@exec $(scripts)/reset.sh
 
-benchmarks := bench-transaction bench-replication bench-latency bench-connector bench-view
+benchmarks := bench-transaction bench-replication bench-latency bench-connector bench-view bench-verify
 .PHONY: $(benchmarks)
 bench-transaction: ## measures Kafka transactions against an idempotent producer
 bench-replication: ## measures the replication client against pg_recvlogical
 bench-connector: ## measures the connector against PostgreSQL's programs and Debezium (40 min)
 bench-view: ## measures the aggregator against batches, triggers and a materialized view (40 min)
+bench-verify: ## measures the comparison of the view with a source of a million rows (10 min)
 bench-latency: ## measures commit in a source to answer of the API, and its stages
 $(benchmarks): bench-%:
 	@exec $(scripts)/bench.sh $*
