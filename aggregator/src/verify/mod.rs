@@ -140,6 +140,7 @@ async fn open_view(config: &Config, application_name: &str) -> Result<Session, F
     let settings = [
         "TimeZone = 'UTC'".to_owned(),
         "default_transaction_read_only = on".to_owned(),
+        "max_parallel_workers_per_gather = 0".to_owned(),
     ];
     Session::open(&config.view.url, application_name, &settings).await
 }

@@ -61,6 +61,8 @@ impl<'a> Comparison<'a> {
             "default_transaction_read_only = on",
             "lock_timeout = '2s'",
             "statement_timeout = '60s'",
+            // One processor of the source's at a time.
+            "max_parallel_workers_per_gather = 0",
         ]
         .map(str::to_owned);
         let session = Session::open_source(url, source, "tributary verify", &settings).await?;

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use fixtures::legacy::System;
 use fixtures::stack::{Options, Stack};
 use serde_json::{Value, json};
@@ -22,6 +22,7 @@ async fn verify_finds_what_differs_and_nothing_else() -> Result<()> {
         damaged(&stack).await.context("with rows that differ")?;
         cut(&stack).await.context("cut and resumed")?;
         repaired(&stack).await.context("repaired")?;
+        each_kind(&stack).await.context("one of each kind")?;
         away(&stack).await.context("with a connector that is away")
     };
     checked.await.map_err(|error| stack.explain(error))
@@ -231,6 +232,125 @@ async fn repaired(stack: &Stack) -> Result<()> {
         !steps.contains("warehouse again") && !steps.contains("accounting again"),
         "{steps}"
     );
+    let (report, code) = verify(stack, &[]).await?;
+    ensure!(code == 0, "exit code {code}: {report:#}");
+    Ok(())
+}
+
+/// In a mirror and in every unified table one row is changed, one deleted, one inserted: each is
+/// found, named by table, key and column, and repaired.
+async fn each_kind(stack: &Stack) -> Result<()> {
+    let view = stack.view().await?;
+    let mut expected: Vec<(&str, Value, &str)> = Vec::new();
+    for (table, column, value, inserted) in [
+        (
+            "warehouse.wh_price",
+            "price",
+            "price + 1",
+            "(id, price, item_id) values ($1, 1, 1)",
+        ),
+        (
+            "public.products",
+            "revenue",
+            "revenue + 1",
+            "(id, unknown, degraded, revision) values ($1, '{}', false, '')",
+        ),
+        (
+            "public.transactions",
+            "amount",
+            "amount + 1",
+            "(id, unknown, degraded, revision) values ($1, '{}', false, '')",
+        ),
+        (
+            "public.orders",
+            "total",
+            "total + 1",
+            "(id, unknown, degraded, revision) values ($1, '{}', false, '')",
+        ),
+        (
+            "public.customers",
+            "ordered",
+            "ordered + 1",
+            "(id, unknown, degraded, revision) values ($1, '{}', false, '')",
+        ),
+        (
+            "public.discrepancies",
+            "systems",
+            "'{}'",
+            "values ($1, 'overpaid', '{}', 'orders', 7000000, now(), '{}', '{}', false, '')",
+        ),
+    ] {
+        // Not those of the rows that are changed here.
+        let order = if table == "public.discrepancies" {
+            "asc"
+        } else {
+            "desc"
+        };
+        let sql = format!("select id from {table} order by id {order} limit 2");
+        let ids = view.query(&sql, &[]).await?;
+        let [changed, deleted] = ids.as_slice() else {
+            bail!("{table} has less than two rows");
+        };
+        let (changed, deleted): (i64, i64) = (changed.get(0), deleted.get(0));
+        let new = 700_000_004_i64;
+        let change = format!("update {table} set {column} = {value} where id = $1");
+        view.execute(&change, &[&changed]).await?;
+        let delete = format!("delete from {table} where id = $1");
+        view.execute(&delete, &[&deleted]).await?;
+        let insert = format!("insert into {table} {inserted}");
+        view.execute(&insert, &[&new]).await?;
+        expected.push((table, json!(changed), column));
+        expected.push((table, json!(deleted), "missing"));
+        expected.push((table, json!(new), "surplus"));
+    }
+    let table = "public.daily_sales";
+    let days = view
+        .query(
+            "select array[day::text, product_id::text] from public.daily_sales
+            order by day, product_id limit 2",
+            &[],
+        )
+        .await?;
+    let days: Vec<Vec<String>> = days.iter().map(|row| row.get(0)).collect();
+    let by_day = "(day, product_id) = ($1::text::date, $2::text::bigint)";
+    for (sql, day, column) in [
+        (
+            format!("update {table} set revenue = revenue + 1 where {by_day}"),
+            &days[0],
+            "revenue",
+        ),
+        (
+            format!("delete from {table} where {by_day}"),
+            &days[1],
+            "missing",
+        ),
+        (
+            format!(
+                "insert into {table} values ($1::text::date, $2::text::bigint, 1, 1, 1, '{{}}', false, '')"
+            ),
+            &vec!["1999-01-01".to_owned(), "1".to_owned()],
+            "surplus",
+        ),
+    ] {
+        view.execute(&sql, &[&day[0], &day[1]]).await?;
+        expected.push((table, json!(day), column));
+    }
+    let (report, code) = verify(stack, &[]).await?;
+    ensure!(code == 1, "exit code {code}: {report:#}");
+    let found = report["differences"].as_array().context("no list")?;
+    for (table, key, column) in expected {
+        let one = found
+            .iter()
+            .find(|one| one["table"] == table && one["key"] == key);
+        let columns = one.and_then(|one| one["columns"].as_array());
+        ensure!(
+            columns.is_some_and(|columns| columns.contains(&json!(column))),
+            "{table} {key} {column}: {report:#}"
+        );
+    }
+    let aggregator = stack.service("aggregator");
+    let output = aggregator.command(&["verify", "--repair"]).await?;
+    ensure!(output.status.success(), "{output:?}");
     let (report, code) = verify(stack, &[]).await?;
     ensure!(code == 0, "exit code {code}: {report:#}");
     Ok(())
