@@ -4,12 +4,11 @@ mod check;
 mod connector;
 mod journal;
 mod plan;
-mod proxy;
 mod rig;
 
 pub(crate) use check::{always, equals_source, sum};
 pub(crate) use connector::{Connector, eventually};
+pub(crate) use fixtures::proxy::Proxy;
 pub(crate) use journal::{Journal, Tables};
 pub(crate) use plan::Plan;
-pub(crate) use proxy::Proxy;
 pub(crate) use rig::Rig;
