@@ -8,4 +8,5 @@ pub mod machine;
 pub mod oracle;
 pub mod raw;
 pub mod rest;
+pub mod session;
 pub mod topics;

@@ -6,12 +6,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use fixtures::stack::Stack;
-use kafka::follower::{Event, Follower, FollowerOptions, Standing, Step, last_record};
+use kafka::follower::{
+    Event, Follower, FollowerError, FollowerOptions, Standing, Step, last_record,
+};
 use kafka::{Checkpoint, KafkaConfig, Lsn};
 use serde_json::{Value, json};
 
 /// How long a reader may take to reach a position.
 const REACHED_WITHIN: Duration = Duration::from_secs(120);
+
+/// After a follower failed.
+const BETWEEN_FOLLOWERS: Duration = Duration::from_millis(200);
 
 /// Rows by key, as the key's JSON text.
 pub type Table = BTreeMap<String, Value>;
@@ -21,6 +26,10 @@ pub type Table = BTreeMap<String, Value>;
 pub struct Reader {
     source: String,
     follower: Follower,
+    /// After the last checkpoint: where a follower that failed is followed by another.
+    standing: Standing,
+    /// Since when no follower got anywhere.
+    failing_since: Option<Instant>,
     config: KafkaConfig,
     tables: BTreeMap<String, Table>,
     /// What the events since the last checkpoint have replaced, newest last.
@@ -43,23 +52,29 @@ pub fn kafka_config(stack: &Stack) -> Result<KafkaConfig> {
     .context("a KafkaConfig for the tests")
 }
 
+fn follow(config: &KafkaConfig, source: &str, standing: &Standing) -> Result<Follower> {
+    let options = FollowerOptions {
+        // Small, so that parts of a checkpoint occur too.
+        step_events_max: 500,
+        ..FollowerOptions::default()
+    };
+    Follower::new(config, source, standing.clone(), options)
+        .with_context(|| format!("cannot follow {source}"))
+}
+
 impl Reader {
     /// A reader that has nothing yet.
     ///
     /// # Errors
     /// Where Kafka refuses.
     pub fn from_the_beginning(stack: &Stack, source: &str) -> Result<Self> {
-        let options = FollowerOptions {
-            // Small, so that parts of a checkpoint occur too.
-            step_events_max: 500,
-            ..FollowerOptions::default()
-        };
         let config = kafka_config(stack)?;
-        let follower = Follower::new(&config, source, Standing::default(), options)
-            .with_context(|| format!("cannot follow {source}"))?;
+        let standing = Standing::default();
         Ok(Self {
             source: source.to_owned(),
-            follower,
+            follower: follow(&config, source, &standing)?,
+            standing,
+            failing_since: None,
             config,
             tables: BTreeMap::new(),
             undo: Vec::new(),
@@ -69,19 +84,30 @@ impl Reader {
     }
 
     /// Takes one step. `Some` when a checkpoint is complete: only then the tables are to be looked
-    /// at.
+    /// at. A broker that is away for a while is waited for.
     ///
     /// # Errors
-    /// Where the follower fails, or an event is not an envelope.
+    /// Where the follower fails for long, or an event is not an envelope.
     pub async fn step(&mut self) -> Result<Option<&Checkpoint>> {
-        match self.follower.next().await? {
+        let step = match self.follower.next().await {
+            Ok(step) => step,
+            Err(error) => return self.fails(error).await.map(|()| None),
+        };
+        self.failing_since = None;
+        match step {
             Step::Events(events) => {
                 self.apply(&events)?;
                 Ok(None)
             }
-            Step::Checkpoint { record, events, .. } => {
+            Step::Checkpoint {
+                record,
+                events,
+                standing,
+                ..
+            } => {
                 self.apply(&events)?;
                 self.undo.clear();
+                self.standing = standing;
                 ensure!(record.is_whole(), "{}: a half checkpoint", self.source);
                 if let Some(last) = &self.taken {
                     ensure!(
@@ -96,13 +122,7 @@ impl Reader {
                 Ok(Some(self.taken.insert(record)))
             }
             Step::TooOld => {
-                while let Some((table, key, before)) = self.undo.pop() {
-                    let table = self.tables.entry(table).or_default();
-                    match before {
-                        Some(row) => table.insert(key, row),
-                        None => table.remove(&key),
-                    };
-                }
+                self.undo();
                 Ok(None)
             }
             Step::Behind => bail!("a reader of {} is behind by days", self.source),
@@ -157,6 +177,28 @@ impl Reader {
     #[must_use]
     pub fn checkpoints(&self) -> u64 {
         self.checkpoints
+    }
+
+    /// Another follower goes on from the last checkpoint.
+    async fn fails(&mut self, error: FollowerError) -> Result<()> {
+        let since = *self.failing_since.get_or_insert_with(Instant::now);
+        if since.elapsed() > REACHED_WITHIN {
+            return Err(error).with_context(|| format!("cannot follow {}", self.source));
+        }
+        tokio::time::sleep(BETWEEN_FOLLOWERS).await;
+        self.undo();
+        self.follower = follow(&self.config, &self.source, &self.standing)?;
+        Ok(())
+    }
+
+    fn undo(&mut self) {
+        while let Some((table, key, before)) = self.undo.pop() {
+            let table = self.tables.entry(table).or_default();
+            match before {
+                Some(row) => table.insert(key, row),
+                None => table.remove(&key),
+            };
+        }
     }
 
     fn apply(&mut self, events: &[Event]) -> Result<()> {

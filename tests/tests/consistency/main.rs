@@ -4,6 +4,7 @@
 mod contract;
 mod oracle;
 mod quarantine;
+mod servers;
 mod slot;
 mod suspension;
 mod sweep;

@@ -151,14 +151,14 @@ async fn of_unified(stack: &Stack) -> Result<()> {
 }
 
 /// A reader of checkpoints who was there before, and stays.
-async fn follower(stack: &Stack, source: &str) -> Result<Reader> {
+pub(crate) async fn follower(stack: &Stack, source: &str) -> Result<Reader> {
     let mut reader = Reader::from_the_beginning(stack, source)?;
     reader.reach(&end(stack, source).await?).await?;
     Ok(reader)
 }
 
 /// It ends with what the source has, the deletions that nobody saw among it.
-async fn ends_equal(stack: &Stack, reader: &mut Reader) -> Result<()> {
+pub(crate) async fn ends_equal(stack: &Stack, reader: &mut Reader) -> Result<()> {
     let source = reader.source().to_owned();
     let before = reader.taken().map(|taken| taken.epoch);
     let deadline = Instant::now() + Duration::from_secs(120);
@@ -186,7 +186,7 @@ async fn end(stack: &Stack, source: &str) -> Result<String> {
 }
 
 /// The epoch that the API's answers stand in.
-async fn epoch(stack: &Stack, source: &str) -> Result<u64> {
+pub(crate) async fn epoch(stack: &Stack, source: &str) -> Result<u64> {
     let answer = Api::new(stack.api_url())?
         .patient("/v1/products?limit=1", None)
         .await?;

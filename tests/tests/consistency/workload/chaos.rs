@@ -1,155 +1,229 @@
-//! What goes wrong: processes killed and paused, as a list that follows from a seed alone.
+//! What goes wrong: a list of faults that follows from a seed alone.
 
-use std::collections::BTreeSet;
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use fixtures::stack::{Service, Stack};
+use anyhow::Result;
+use fixtures::legacy::System;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
-use tokio_util::sync::CancellationToken;
-
-/// How long a process may take to come back.
-const BACK_WITHIN: Duration = Duration::from_secs(60);
 
 /// One thing that goes wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Fault {
     /// After the one before it.
-    after: Duration,
-    /// Its place among the stack's services.
-    service: usize,
-    deed: Deed,
+    pub(super) after: Duration,
+    pub(super) deed: Deed,
 }
 
+/// Milliseconds; some are longer than Kafka lets a transaction stay open, or a lock be held silently.
+type Ms = u64;
+
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Deed {
-    /// Some pauses are longer than Kafka lets a transaction stay open.
-    Pause(Duration),
+pub(super) enum Deed {
+    Pause(&'static str, Ms),
     /// Killed now; the next life dies at a fault point, if one is named and it comes so far.
-    Kill { then: Option<String> },
+    Kill(&'static str, Option<String>),
+    /// The network between a service and its database: its connections are closed,
+    Cut(&'static str),
+    /// or stand and never carry a byte again; new ones work;
+    Silence(&'static str),
+    /// or nothing gets through for a while.
+    Part(&'static str, Ms),
+    /// A server ends as in a crash, and is back after a while.
+    Crash(Server, Ms),
+    /// In order.
+    Restart(Server),
+    PauseBroker(Ms),
+    /// All sessions of services are ended by the server, walsenders as well.
+    EndSessions(Server),
+    DropSlot(&'static str),
+    /// A synchronous standby is away: what commits is in the log, and nobody sees it.
+    HoldCommits(System, Ms),
+    /// By command.
+    ReadAgain(&'static str, &'static str),
+    /// By command, beside the running view.
+    Rebuild(System),
+    /// `aggregator verify` runs beside all that follows, and may not find anything.
+    Verify {
+        repair: bool,
+    },
+    /// A base backup of the view's database; after a while that is put back, on a new timeline.
+    RestoreView(Ms),
+    /// Nothing goes wrong until everything has caught up.
+    Rest,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Server {
+    Source(System),
+    View,
+    Kafka,
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Source(system) => write!(f, "the database of {}", system.name()),
+            Self::View => f.write_str("the view's database"),
+            Self::Kafka => f.write_str("the broker"),
+        }
+    }
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            after,
-            service,
-            deed,
-        } = self;
-        write!(f, "after {} ms {}", after.as_millis(), SERVICES[*service])?;
-        match deed {
-            Deed::Pause(time) => write!(f, " is paused for {} ms", time.as_millis()),
-            Deed::Kill { then: None } => f.write_str(" is killed"),
-            Deed::Kill { then: Some(point) } => write!(f, " is killed, then at {point}"),
+        write!(f, "after {} ms ", self.after.as_millis())?;
+        match &self.deed {
+            Deed::Pause(service, ms) => write!(f, "{service} is paused for {ms} ms"),
+            Deed::Kill(service, None) => write!(f, "{service} is killed"),
+            Deed::Kill(service, Some(point)) => write!(f, "{service} is killed, then at {point}"),
+            Deed::Cut(service) => write!(f, "{service} is cut from its database"),
+            Deed::Silence(service) => write!(f, "{service} has half-open connections"),
+            Deed::Part(service, ms) => {
+                write!(
+                    f,
+                    "{service} and its database do not reach each other for {ms} ms"
+                )
+            }
+            Deed::Crash(server, ms) => write!(f, "{server} crashes and is away for {ms} ms"),
+            Deed::Restart(server) => write!(f, "{server} is restarted"),
+            Deed::PauseBroker(ms) => write!(f, "the broker is paused for {ms} ms"),
+            Deed::EndSessions(server) => write!(f, "{server} ends its sessions"),
+            Deed::DropSlot(source) => write!(f, "the slot of {source} is dropped"),
+            Deed::HoldCommits(system, ms) => {
+                write!(f, "commits of {} wait for {ms} ms", system.name())
+            }
+            Deed::ReadAgain(source, table) => write!(f, "{source} reads {table} again"),
+            Deed::Rebuild(system) => write!(f, "the view rebuilds {}", system.name()),
+            Deed::Verify { repair: false } => f.write_str("the view is verified"),
+            Deed::Verify { repair: true } => f.write_str("the view is verified, with repair"),
+            Deed::RestoreView(ms) => {
+                write!(f, "the view's database is put back by {ms} ms and more")
+            }
+            Deed::Rest => f.write_str("everything catches up"),
         }
     }
 }
 
 impl Fault {
+    pub(super) fn is_of_broker(&self) -> bool {
+        matches!(
+            self.deed,
+            Deed::PauseBroker(_) | Deed::Crash(Server::Kafka, _) | Deed::Restart(Server::Kafka)
+        )
+    }
+
     /// The next of a seed's faults.
     pub(super) fn draw(random: &mut ChaCha8Rng) -> Self {
-        let service = random.random_range(0..SERVICES.len());
         let after = Duration::from_millis(random.random_range(200..2_500));
-        let deed = if random.random_bool(0.25) {
-            Deed::Pause(Duration::from_millis(random.random_range(100..4_000)))
-        } else {
-            let points: Vec<_> = POINTS
-                .iter()
-                .filter(|(name, _)| SERVICES[service].starts_with(name))
-                .flat_map(|(_, points)| points.iter())
-                .collect();
-            let point = points.choose(random);
-            let then = point.filter(|_| random.random_bool(0.4));
-            let then = then.map(|point| format!("{point}:kill:{}", random.random_range(1..60)));
-            Deed::Kill { then }
-        };
-        Self {
-            after,
-            service,
-            deed,
+        let total: u32 = DEEDS.iter().map(|(weight, _)| weight).sum();
+        let mut place = random.random_range(0..total);
+        let mut chosen = DEEDS[0].1;
+        for (weight, deed) in DEEDS {
+            if place < weight {
+                chosen = deed;
+                break;
+            }
+            place -= weight;
         }
-    }
-
-    pub(super) fn is_kill(&self) -> bool {
-        matches!(self.deed, Deed::Kill { .. })
+        let deed = chosen(random);
+        Self { after, deed }
     }
 }
 
-/// Does them one after the other, then lets all processes live. Those that were done stand in `done`,
-/// also where it fails.
-pub(super) async fn run(
-    stack: &Stack,
-    faults: impl Iterator<Item = Fault>,
-    done: &mut Vec<Fault>,
-    stop: &CancellationToken,
-) -> Result<()> {
-    let mut armed = BTreeSet::new();
-    for fault in faults {
-        tokio::select! {
-            () = stop.cancelled() => break,
-            () = tokio::time::sleep(fault.after) => {}
-        }
-        let service = stack.service(SERVICES[fault.service]);
-        let deadline = Instant::now() + BACK_WITHIN;
-        while !service.is_running() && !stop.is_cancelled() {
-            if Instant::now() > deadline {
-                bail!("{} does not come back", service.name());
-            }
-            tokio::time::sleep(Duration::from_millis(25)).await;
-        }
-        done.push(fault.clone());
-        match fault.deed {
-            Deed::Pause(time) => {
-                service.stop();
-                tokio::time::sleep(time).await;
-                service.cont();
-            }
-            Deed::Kill { then } => {
-                armed.extend(then.is_some().then_some(fault.service));
-                kill(service, then.as_deref().unwrap_or_default(), stop).await;
-            }
-        }
-    }
-    for service in stack.services() {
-        service.environment(&[("FAULT_POINTS", "")]);
-    }
-    // One that might die at a point later, at rest, does so now.
-    for place in armed {
-        stack.service(SERVICES[place]).kill();
-    }
-    Ok(())
+type Draw = fn(&mut ChaCha8Rng) -> Deed;
+
+/// How often, and what.
+const DEEDS: [(u32, Draw); 18] = [
+    (26, kill),
+    (12, |random| {
+        Deed::Pause(any(random, &PROCESSES), random.random_range(100..6_000))
+    }),
+    (5, |random| Deed::Cut(any(random, &LINKED))),
+    (3, |random| Deed::Silence(any(random, &LINKED))),
+    (4, |random| {
+        Deed::Part(any(random, &LINKED), random.random_range(100..5_000))
+    }),
+    (4, |random| {
+        Deed::Crash(Server::Source(system(random)), down(random))
+    }),
+    (4, |random| Deed::Crash(Server::View, down(random))),
+    (3, |random| Deed::Crash(Server::Kafka, down(random))),
+    (2, |random| Deed::Restart(server(random))),
+    (3, |random| {
+        Deed::PauseBroker(random.random_range(100..5_000))
+    }),
+    (5, |random| Deed::EndSessions(database(random))),
+    (3, |random| Deed::DropSlot(any(random, &SOURCES))),
+    (4, |random| {
+        Deed::HoldCommits(system(random), random.random_range(100..3_000))
+    }),
+    (4, |random| {
+        let (source, table) = any(random, &TABLES);
+        Deed::ReadAgain(source, table)
+    }),
+    (3, |random| Deed::Rebuild(system(random))),
+    (4, |random| Deed::Verify {
+        repair: random.random_bool(0.3),
+    }),
+    (3, |random| Deed::RestoreView(random.random_range(0..3_000))),
+    (4, |_| Deed::Rest),
+];
+
+fn any<T: Copy>(random: &mut ChaCha8Rng, of: &[T]) -> T {
+    of[random.random_range(0..of.len())]
 }
 
-/// Kills it, and waits until its next life, which alone dies at the fault point: one that each life
-/// passes would let none live.
-async fn kill(service: &Service, then: &str, stop: &CancellationToken) {
-    let starts = service.starts();
-    service.environment(&[("FAULT_POINTS", then)]);
-    service.kill();
-    while service.starts() == starts && !stop.is_cancelled() {
-        tokio::time::sleep(Duration::from_millis(25)).await;
-    }
-    service.environment(&[("FAULT_POINTS", "")]);
+fn system(random: &mut ChaCha8Rng) -> System {
+    any(random, &System::ALL)
 }
 
-/// The smallest part of a failing list that fails as well, by halves: what is tried is at most twice
-/// as often as the list can be halved. Timing is not repeated, so that a half which goes well
-/// is no proof.
+fn database(random: &mut ChaCha8Rng) -> Server {
+    match random.random_range(0..4) {
+        0 => Server::View,
+        _ => Server::Source(system(random)),
+    }
+}
+
+fn server(random: &mut ChaCha8Rng) -> Server {
+    match random.random_range(0..5) {
+        0 => Server::Kafka,
+        _ => database(random),
+    }
+}
+
+fn down(random: &mut ChaCha8Rng) -> Ms {
+    random.random_range(0..2_000)
+}
+
+fn kill(random: &mut ChaCha8Rng) -> Deed {
+    let service = any(random, &PROCESSES);
+    let points: Vec<_> = POINTS
+        .iter()
+        .filter(|(name, _)| service.starts_with(name))
+        .flat_map(|(_, points)| points.iter())
+        .collect();
+    let point = points.choose(random);
+    let then = point.filter(|_| random.random_bool(0.4));
+    let then = then.map(|point| format!("{point}:kill:{}", random.random_range(1..60)));
+    Deed::Kill(service, then)
+}
+
+/// The smallest part of a failing list that fails as well: its halves are tried, then what is left
+/// without each of its quarters, as long as something fails. Timing is not repeated, so that a part
+/// which goes well is no proof.
 pub(super) async fn smallest<F: Future<Output = Result<()>>>(
     mut failing: Vec<Fault>,
     mut again: impl FnMut(Vec<Fault>) -> F,
 ) -> Vec<Fault> {
-    'halves: while failing.len() > 1 {
-        let (first, second) = failing.split_at(failing.len() / 2);
-        for half in [first.to_vec(), second.to_vec()] {
-            println!("tries {} of {} faults again", half.len(), failing.len());
-            if let Err(error) = again(half.clone()).await.context("again") {
-                println!("fails as well: {error:#}");
-                failing = half;
-                continue 'halves;
+    'smaller: while failing.len() > 1 {
+        for part in parts(&failing) {
+            println!("tries {} of {} faults again", part.len(), failing.len());
+            if again(part.clone()).await.is_err() {
+                failing = part;
+                continue 'smaller;
             }
         }
         break;
@@ -157,8 +231,34 @@ pub(super) async fn smallest<F: Future<Output = Result<()>>>(
     failing
 }
 
-/// What there is to break.
-const SERVICES: [&str; 6] = [
+/// The halves of a list, and the list without each of its quarters.
+fn parts(all: &[Fault]) -> Vec<Vec<Fault>> {
+    let (first, second) = all.split_at(all.len() / 2);
+    let mut parts = vec![first.to_vec(), second.to_vec()];
+    if all.len() > 2 {
+        let quarter = all.len().div_ceil(4);
+        for begin in (0..all.len()).step_by(quarter) {
+            let end = (begin + quarter).min(all.len());
+            parts.push([&all[..begin], &all[end..]].concat());
+        }
+    }
+    parts
+}
+
+/// The processes. A standby and its leader change places.
+const PROCESSES: [&str; 8] = [
+    "aggregator",
+    "aggregator-standby",
+    "api",
+    "connector-accounting",
+    "connector-sales",
+    "connector-sales-standby",
+    "connector-unified",
+    "connector-warehouse",
+];
+
+/// Services with a network of their own to their database; their standbys share it.
+const LINKED: [&str; 6] = [
     "aggregator",
     "api",
     "connector-accounting",
@@ -167,17 +267,33 @@ const SERVICES: [&str; 6] = [
     "connector-warehouse",
 ];
 
+/// Those that have a slot.
+const SOURCES: [&str; 4] = ["accounting", "sales", "unified", "warehouse"];
+
+/// What can be read again.
+const TABLES: [(&str, &str); 5] = [
+    ("accounting", "public.ac_transactiondetail"),
+    ("sales", "public.sls_order"),
+    ("sales", "public.sls_orderdetail"),
+    ("unified", "public.orders"),
+    ("warehouse", "public.wh_item"),
+];
+
 /// Fault points by the beginning of a service's name.
 const POINTS: [(&str, &[&str]); 3] = [
     (
         "connector",
         &[
+            "connector.after_lock",
             "connector.after_send",
             "connector.before_commit",
             "connector.after_commit",
             "connector.after_confirm",
             "connector.after_slot",
+            "connector.before_init",
             "connector.after_init",
+            "connector.begin_epoch",
+            "connector.after_chunk",
             "connector.in_fill",
         ],
     ),
@@ -209,19 +325,20 @@ mod tests {
         };
         assert_eq!(draw(1), draw(1));
         assert_ne!(draw(1), draw(2));
-        assert!(draw(1).iter().any(Fault::is_kill));
     }
 
-    /// The world fails where one certain fault is done: that one is what is left.
+    /// Two of many, far from each other, are needed: they are what is left.
     #[tokio::test]
-    async fn halving_finds_the_one_fault_that_matters() {
+    async fn what_does_not_matter_is_left_out() {
         let mut random = ChaCha8Rng::seed_from_u64(3);
         let all: Vec<_> = (0..37).map(|_| Fault::draw(&mut random)).collect();
-        let guilty = all[23].clone();
-        let found = smallest(all, async |half| {
-            anyhow::ensure!(!half.contains(&guilty), "it happened");
-            Ok(())
-        });
-        assert_eq!(found.await, [guilty]);
+        for guilty in [vec![all[23].clone()], vec![all[2].clone(), all[30].clone()]] {
+            let found = smallest(all.clone(), async |part| {
+                let happens = guilty.iter().all(|one| part.contains(one));
+                anyhow::ensure!(!happens, "it happened");
+                Ok(())
+            });
+            assert_eq!(found.await, guilty);
+        }
     }
 }

@@ -13,7 +13,9 @@ use serde_json::{Value, json};
 use tests::api::{Answer, Api, Positions};
 use tests::oracle::UNIFIED;
 use tests::rest;
+use tests::session::Session;
 use tests::topics::Reader;
+use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::guarded::{Guarded, Seen};
@@ -28,7 +30,7 @@ pub(super) async fn view(
     guarded: &Guarded,
     stop: &CancellationToken,
 ) -> Result<u64> {
-    let client = stack.view().await?;
+    let mut session = Session::new(stack.view_url());
     let orders = in_list(guarded.all_orders());
     let customers = in_list(guarded.customers.iter().map(|id| i64::from(*id)));
     let transactions = in_list(
@@ -53,8 +55,15 @@ pub(super) async fn view(
     );
     let mut looks = 0;
     while !stop.is_cancelled() {
+        let Some(client) = session.client().await? else {
+            continue;
+        };
+        let rows = client.query(&sql, &[]).await;
+        let Some(rows) = session.settle(rows.map_err(Into::into))? else {
+            continue;
+        };
         let mut seen = Seen::default();
-        for row in client.query(&sql, &[]).await? {
+        for row in rows {
             let mut row: Value = serde_json::from_str(row.get(1))?;
             let (kind, row) = (row["kind"].take(), row["row"].take());
             let id = row["id"].as_i64().context("no id")?;
@@ -248,14 +257,23 @@ pub(super) async fn read_own_writes(
     stop: &CancellationToken,
 ) -> Result<u64> {
     let api = Api::new(stack.api_url())?;
-    let client = stack.source(system).await?;
-    let (write, path) = probe(&client, system).await?;
+    let mut session = Session::new(stack.source_url(system));
+    let (write, path) = probe(&stack.source(system).await?, system).await?;
     let mut last = None::<Answer>;
     let mut number = 0_i32;
     while !stop.is_cancelled() {
         number += 1;
-        client.execute(&write, &[&number]).await?;
-        let lsn = current_lsn(&client).await?;
+        let Some(client) = session.client().await? else {
+            continue;
+        };
+        let lsn = async {
+            client.execute(&write, &[&number]).await?;
+            current_lsn(client).await
+        };
+        let lsn = lsn.await;
+        let Some(lsn) = session.settle(lsn)? else {
+            continue;
+        };
         let minimum = format!("{}={lsn}", system.name());
         let answer = api.patient(&path, Some(&minimum)).await?;
         ensure!(answer.status == StatusCode::OK, "{path}: {}", answer.body);
@@ -290,7 +308,7 @@ pub(super) async fn read_own_writes(
 }
 
 /// A row of the probe's own; the statement that writes a number to it; where it is read.
-async fn probe(client: &tokio_postgres::Client, system: System) -> Result<(String, String)> {
+async fn probe(client: &Client, system: System) -> Result<(String, String)> {
     let probe_item = format!(
         "with item as (insert into wh_item (name, description, country_of_origin)
              values ('probe', '', '{PROBE}') returning id)

@@ -1,5 +1,7 @@
 //! The legacy applications, and what else happens to legacy tables, at random from a seed.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -35,8 +37,44 @@ async fn pick(writing: &Transaction<'_>, random: &mut ChaCha8Rng) -> Result<i64>
     Ok(row.get(0))
 }
 
+/// Ends a transaction as applications do: mostly it commits, sometimes late, so that others that
+/// began later are first, or without waiting for the disk; rarely it takes everything back.
+async fn finish(random: &mut ChaCha8Rng, writing: Transaction<'_>) -> Result<()> {
+    if random.random_bool(0.1) {
+        tokio::time::sleep(Duration::from_millis(random.random_range(10..400))).await;
+    }
+    if random.random_bool(0.2) {
+        let sql = "set local synchronous_commit = off";
+        writing.batch_execute(sql).await?;
+    }
+    match random.random_bool(0.05) {
+        true => writing.rollback().await?,
+        false => writing.commit().await?,
+    }
+    Ok(())
+}
+
+/// One transaction that empties a table and fills it again with the rows that `keep` holds for.
+/// Who waits for a lock on the table waits before it has one on another.
+async fn truncate(client: &mut Client, table: &str, keep: &str) -> Result<()> {
+    let writing = client.transaction().await?;
+    writing
+        .batch_execute(&format!(
+            "lock table {table} in access exclusive mode;
+             create temporary table kept on commit drop as select * from {table} where {keep};
+             truncate {table};
+             insert into {table} select * from kept"
+        ))
+        .await?;
+    writing.commit().await?;
+    Ok(())
+}
+
 /// One transaction in the warehouse.
 pub(super) async fn warehouse(random: &mut ChaCha8Rng, client: &mut Client) -> Result<()> {
+    if random.random_bool(0.004) {
+        return truncate(client, "wh_price", "id % 5 > 0").await;
+    }
     let writing = client.transaction().await?;
     let item = pick(&writing, random).await?;
     match random.random_range(0..10) {
@@ -88,8 +126,7 @@ pub(super) async fn warehouse(random: &mut ChaCha8Rng, client: &mut Client) -> R
             }
         }
     }
-    writing.commit().await?;
-    Ok(())
+    finish(random, writing).await
 }
 
 async fn delete_item(writing: &Transaction<'_>, item: i64) -> Result<()> {
@@ -169,8 +206,7 @@ pub(super) async fn sales(
             writing.execute(sql, &[&order]).await?;
         }
     }
-    writing.commit().await?;
-    Ok(())
+    finish(random, writing).await
 }
 
 async fn place(writing: &Transaction<'_>, random: &mut ChaCha8Rng) -> Result<i64> {
@@ -199,6 +235,10 @@ pub(super) async fn accounting(
     client: &mut Client,
     own: &mut Vec<i64>,
 ) -> Result<()> {
+    if random.random_bool(0.003) {
+        // Whoever sees the table empty has seen part of this.
+        return truncate(client, "ac_transactiondetail", "true").await;
+    }
     let writing = client.transaction().await?;
     let transaction = own
         .get(random.random_range(0..own.len().max(1)))
@@ -245,13 +285,13 @@ pub(super) async fn accounting(
             writing.execute(sql, &[&transaction]).await?;
         }
     }
-    writing.commit().await?;
-    Ok(())
+    finish(random, writing).await
 }
 
 async fn detail(writing: &Transaction<'_>, transaction: i64, cents: i64) -> Result<()> {
+    // A crash may have taken back what had not waited for the disk.
     let sql = "insert into ac_transactiondetail (sum, date, transaction_id)
-               values ($1::bigint::numeric / 100, now(), $2)";
+               select $1::bigint::numeric / 100, now(), id from ac_transaction where id = $2";
     writing.execute(sql, &[&cents, &transaction]).await?;
     Ok(())
 }
