@@ -1,9 +1,9 @@
 //! What is asserted again and again.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::{Journal, Rig, Tables};
+use super::{Journal, Rig, Tables, evidence};
 
 /// Waits until the topics have what the source has now, then compares every row of `tables`
 /// (of integers and text: there JSON of both sides is the same).
@@ -20,10 +20,10 @@ pub(crate) async fn equals_source(rig: &Rig, journal: &mut Journal, tables: &[&s
             theirs.push(serde_json::from_str::<Value>(&row)?);
         }
         theirs.sort_by_key(|row| row["id"].as_i64());
-        ensure!(
-            ours == theirs,
-            "{table}: the topics have\n{ours:#?}\nthe source has\n{theirs:#?}"
-        );
+        if ours != theirs {
+            let evidence = evidence::of_difference(rig, table, &ours, &theirs).await?;
+            bail!("{table}: topics and source differ\n{evidence}\nat {last:?}");
+        }
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 mod check;
 mod connector;
+mod evidence;
 mod journal;
 mod plan;
 mod rig;

@@ -202,7 +202,12 @@ fn configuration(input: &[u8]) -> Result<String, String> {
         .split(['`', '"', '\''])
         .step_by(2)
         .collect();
-    Ok(shape.lines().next().unwrap_or_default().to_owned())
+    // The causes; the keys before them may be any that the input has.
+    let problems = shape.lines().map(|line| match line.split_once(": ") {
+        Some((_, cause)) => cause,
+        None => line,
+    });
+    Ok(problems.collect::<Vec<_>>().join("; "))
 }
 
 /// What is read is what would be written, and a successor can go on from it.

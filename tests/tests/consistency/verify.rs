@@ -365,7 +365,7 @@ async fn away(stack: &Stack) -> Result<()> {
         .execute("update sls_order set customer_id = 3 where id = 3", &[])
         .await?;
     let file = stack.service("aggregator").config().to_owned();
-    configure(stack, &file, &[("wait_max_ms", 500)])?;
+    configure(stack, &file, &[("wait_max_ms", 5_000)])?;
     let (report, code) = verify(stack, &[]).await?;
     ensure!(code == 2, "exit code {code}: {report:#}");
     let why = report["not_compared"][0]["why"]

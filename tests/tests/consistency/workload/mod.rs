@@ -184,8 +184,9 @@ async fn run(
 async fn ended(stack: &Stack, oracle: &Oracle, mut reader: Reader, whole: bool) -> Result<()> {
     let source = reader.source().to_owned();
     println!("checkpoints of {source}: {}", reader.checkpoints());
+    // `unified` has few where its database is away for much of the run.
     ensure!(
-        reader.checkpoints() >= 10 || !whole,
+        reader.checkpoints() >= 3 || !whole,
         "too few checkpoints of {source}"
     );
     let lsn = match System::ALL
