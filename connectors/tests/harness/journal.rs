@@ -45,6 +45,8 @@ pub(crate) struct Journal {
     checkpoint_topic: String,
     quarantine_topic: String,
     assigned: bool,
+    /// By topic and partition where to go on.
+    next: BTreeMap<(String, i32), i64>,
     pub(crate) records: Vec<Record>,
     pub(crate) checkpoints: Vec<Checkpoint>,
     /// What could not be sent.
@@ -59,6 +61,8 @@ impl Journal {
             .set("enable.auto.commit", "false")
             .set("isolation.level", "read_committed")
             .set("enable.partition.eof", "true")
+            // The default goes to the newest record without a word: what was skipped looks lost.
+            .set("auto.offset.reset", "error")
             .set("fetch.wait.max.ms", "20")
             .create()?;
         let prefix = format!("{prefix}shop.");
@@ -69,6 +73,7 @@ impl Journal {
             quarantine_topic: format!("{prefix}quarantine"),
             prefix,
             assigned: false,
+            next: BTreeMap::new(),
             records: Vec::new(),
             checkpoints: Vec::new(),
             quarantined: Vec::new(),
@@ -137,8 +142,21 @@ impl Journal {
                     | RDKafkaErrorCode::BrokerTransportFailure
                     | RDKafkaErrorCode::OperationTimedOut,
                 )) => continue,
+                // A broker that has just come back may not know where its log ends. If the log
+                // is shorter for good, whoever waits here gives up in time.
+                Err(KafkaError::MessageConsumption(
+                    code @ (RDKafkaErrorCode::AutoOffsetReset
+                    | RDKafkaErrorCode::OffsetOutOfRange
+                    | RDKafkaErrorCode::LogTruncation),
+                )) => {
+                    println!("the journal goes on where it was: {code}");
+                    self.assign()?;
+                    return Ok(());
+                }
                 Err(error) => return Err(error.into()),
             };
+            let place = (message.topic().to_owned(), message.partition());
+            self.next.insert(place, message.offset() + 1);
             let value = message.payload();
             if message.topic() == self.checkpoint_topic {
                 let record = value.context("a checkpoint without a value")?;
@@ -182,7 +200,9 @@ impl Journal {
                 return Ok(false);
             };
             for partition in topic.partitions() {
-                all.add_partition_offset(name, partition.id(), Offset::Beginning)?;
+                let next = self.next.get(&(name.clone(), partition.id()));
+                let next = next.map_or(Offset::Beginning, |next| Offset::Offset(*next));
+                all.add_partition_offset(name, partition.id(), next)?;
             }
         }
         self.consumer.assign(&all)?;
