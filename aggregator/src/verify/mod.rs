@@ -10,6 +10,7 @@ mod progress;
 mod repair;
 mod report;
 mod row;
+mod second_look;
 mod source;
 pub(crate) mod sweep;
 mod unified;
