@@ -4,6 +4,8 @@ mod definitions;
 mod discrepancies;
 #[cfg(feature = "faults")]
 mod faults;
+#[cfg(feature = "faults")]
+mod joint;
 mod migrations;
 mod oracle;
 mod quarantine;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use fixtures::process::{Process, Spawn};
 use kafka::producer::Producer;
 use kafka::topic::{self, Topics};
-use kafka::{KafkaConfig, Offsets};
+use kafka::{Checkpoint, KafkaConfig, Offsets};
 use nix::sys::signal::Signal;
 use secrecy::ExposeSecret;
 
@@ -66,6 +66,15 @@ impl Place {
 
     /// What the source did since its last one, as one Kafka transaction with a checkpoint.
     pub(crate) async fn commit(&mut self, source: &'static str) -> Result<()> {
+        self.commit_as(source, |_| ()).await
+    }
+
+    /// The same with something else in the checkpoint.
+    pub(crate) async fn commit_as(
+        &mut self,
+        source: &'static str,
+        change: impl FnOnce(&mut Checkpoint),
+    ) -> Result<()> {
         self.shop.source(source).checkpoint();
         let events = self.shop.source(source).unsent();
         let producer = self.producers.get_mut(source).context("no producer")?;
@@ -81,6 +90,7 @@ impl Place {
         }
         let mut record = self.shop.source(source).record();
         record.offsets.clone_from(offsets);
+        change(&mut record);
         let topic = topic::checkpoint(&self.kafka, source);
         producer.commit(&topic, &record).await?;
         Ok(())

@@ -261,8 +261,12 @@ async fn follow(
         if purpose == Purpose::Rebuild && matches!(item, Item::Checkpoint(_)) {
             service::fault::point("aggregator.before_rebuilt").await;
         }
+        let is_step = matches!(item, Item::Events(..));
         if items.send(item).await.is_err() || last {
             return Ok(());
+        }
+        if is_step {
+            service::fault::point("aggregator.step_queued").await;
         }
         item = read(source, follower.next().await?);
     }

@@ -49,7 +49,7 @@ impl View {
         let mut moves = Vec::new();
         for Part { moved, changes } in parts {
             self.stand_early(&moved).await?;
-            self.step(&moved.source, changes).await?;
+            self.take_in(&moved.source, changes).await?;
             moves.push(moved);
         }
         self.commit(moves).await
@@ -64,6 +64,15 @@ impl View {
     /// # Errors
     /// After any, the view is to be dropped.
     pub async fn step(&mut self, source: &str, changes: Vec<Change>) -> Result<(), Failure> {
+        self.take_in(source, changes).await?;
+        // Not the design: each step by itself.
+        if !fault::in_force("steps_are_one_transaction") {
+            self.finish().await?;
+        }
+        Ok(())
+    }
+
+    async fn take_in(&mut self, source: &str, changes: Vec<Change>) -> Result<(), Failure> {
         let changes = self.fill_copies(source, changes).await?;
         let (changed, findings) = self.mirror(Side::Served, source, changes).await?;
         fault::point("aggregator.after_mirror").await;
@@ -185,10 +194,13 @@ impl View {
             changes.retain(|change| !inputs.suspended.contains(change.table));
         }
         let (states, findings) = reduce(changes, inputs.quarantined > 0);
+        if !self.open {
+            fault::point("aggregator.before_fence").await;
+        }
         let begin = self.begin(source);
         let client = &self.session.client;
         // The fence is sent first, the rest without waiting for its answer: the server works
-        // through them in this order.
+        // through them in this order. So nothing in `begin` may wait before it is sent.
         let mirrors = try_join_all(states.iter().filter_map(|(name, states)| {
             let mirror = inputs.mirrors.get(name)?;
             Some(mirror.apply(client, states))
@@ -214,7 +226,6 @@ impl View {
         if self.open {
             return Ok(());
         }
-        fault::point("aggregator.before_fence").await;
         let client = &self.session.client;
         let (begun, moved) = futures_util::join!(
             client.batch_execute("BEGIN"),
@@ -389,7 +400,7 @@ impl View {
                 let end = end.and_then(|ends| ends.get(&partition)).copied();
                 let ends = standing.offsets.entry(topic.to_string()).or_default();
                 ends.extend(end.map(|end| (partition, end)));
-                self.step(&moved.source, changes).await?;
+                self.take_in(&moved.source, changes).await?;
                 let standing = standing.clone();
                 self.commit(vec![Moved {
                     standing,
@@ -397,7 +408,7 @@ impl View {
                 }])
                 .await?;
             }
-            self.step(&moved.source, Vec::new()).await?;
+            self.take_in(&moved.source, Vec::new()).await?;
             self.commit(vec![moved]).await?;
         }
         Ok(())

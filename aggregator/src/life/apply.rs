@@ -1,0 +1,150 @@
+//! How what the followers give becomes view transactions.
+
+use std::time::{Duration, Instant};
+
+use kafka::Offsets;
+use service::fault;
+
+use super::{Applier, count};
+use crate::failure::Failure;
+use crate::ingest::{Change, Item, Purpose};
+use crate::view::Part;
+
+/// How often half of the silence allowed may pass within a checkpoint before its steps are undone.
+const SILENCES_MAX: u32 = 5;
+
+impl Applier {
+    /// A checkpoint in one step; with others that are here already.
+    pub(super) async fn apply(&mut self, part: Part) -> Result<(), Failure> {
+        self.runs(&part.moved.source);
+        let began = Instant::now();
+        if !self.view.serves(&part.moved.source) {
+            let moved = part.moved.clone();
+            count(&moved.source, part.changes.len());
+            tracing::info!(
+                source = moved.source,
+                "computes the view with {}",
+                moved.source
+            );
+            self.view.serve(part).await?;
+            tracing::info!(
+                source = moved.source,
+                "serves {} at {}",
+                moved.source,
+                moved.record.at()
+            );
+            self.applied(&[moved], began);
+            return Ok(());
+        }
+        let view = &self.view;
+        let parts = self
+            .feeds
+            .more(part, self.step_events_max, |source| view.serves(source));
+        let moves: Vec<_> = parts.iter().map(|part| part.moved.clone()).collect();
+        for part in &parts {
+            count(&part.moved.source, part.changes.len());
+        }
+        // Those that came along are known to run, too.
+        for moved in &moves {
+            self.runs(&moved.source);
+        }
+        self.view.apply(parts).await?;
+        self.applied(&moves, began);
+        Ok(())
+    }
+
+    /// A checkpoint of several steps, as one view transaction. Those of other sources that are here
+    /// go along: what several touch is computed once, and none waits for the other.
+    pub(super) async fn apply_in_steps(
+        &mut self,
+        source: &str,
+        first: Vec<Change>,
+    ) -> Result<(), Failure> {
+        let began = Instant::now();
+        let mut parts: Vec<Part> = Vec::new();
+        let mut next = Some((source.to_owned(), Item::Events(first, Offsets::new())));
+        while let Some((source, item)) = next {
+            let part = match item {
+                Item::Events(first, _) => self.steps(&source, first).await?,
+                Item::Checkpoint(part) => {
+                    self.runs(&source);
+                    count(&source, part.changes.len());
+                    Some(*part)
+                }
+                _ => None,
+            };
+            let Some(part) = part else {
+                if fault::in_force("undone_steps_come_again") {
+                    // The others' steps were undone with its own.
+                    for part in &parts {
+                        self.follow(&part.moved.source, Duration::ZERO);
+                    }
+                }
+                return Ok(());
+            };
+            parts.push(part);
+            let (view, backoffs) = (&self.view, &self.backoffs);
+            next = self.feeds.waiting(|source| {
+                let is_taken = parts.iter().any(|part| part.moved.source == source);
+                // One that failed just now goes alone, and can undo only its own.
+                let failed = backoffs.contains_key(&(source.to_owned(), Purpose::Serve));
+                view.serves(source) && !is_taken && !failed
+            });
+        }
+        let moves: Vec<_> = parts.iter().map(|part| part.moved.clone()).collect();
+        self.view.apply(parts).await?;
+        self.applied(&moves, began);
+        Ok(())
+    }
+
+    /// The steps of a source's checkpoint; the part that completes it. None where it cannot be
+    /// completed: then all steps are undone.
+    async fn steps(&mut self, source: &str, first: Vec<Change>) -> Result<Option<Part>, Failure> {
+        self.runs(source);
+        count(source, first.len());
+        self.view.step(source, first).await?;
+        let mut silences = 0;
+        loop {
+            // The server would end a transaction that is idle for longer.
+            let next = tokio::time::timeout(self.silence_max / 2, self.feeds.next_of(source));
+            match next.await {
+                Ok(Some(Item::Events(changes, _))) => {
+                    silences = 0;
+                    count(source, changes.len());
+                    self.view.step(source, changes).await?;
+                }
+                Ok(Some(Item::Checkpoint(part))) => {
+                    count(source, part.changes.len());
+                    return Ok(Some(*part));
+                }
+                Ok(Some(Item::Runs)) => {}
+                Ok(Some(Item::TooOld)) => {
+                    self.view.undo().await?;
+                    return Ok(None);
+                }
+                Ok(Some(Item::Behind)) => {
+                    self.view.undo().await?;
+                    self.behind(source).await?;
+                    return Ok(None);
+                }
+                Ok(Some(Item::Failed(error))) => {
+                    self.view.undo().await?;
+                    self.failed(source, Purpose::Serve, &error);
+                    return Ok(None);
+                }
+                Ok(None) => return Err(Failure::TaskEnded),
+                Err(_) if silences < SILENCES_MAX => {
+                    silences += 1;
+                    // A writer that is paused does not say this.
+                    self.view.stay().await?;
+                }
+                Err(_) => {
+                    tracing::warn!(source, "{source} stalled within a checkpoint: undoes it");
+                    self.view.undo().await?;
+                    self.retry(source, Purpose::Serve, "stalled within a checkpoint");
+                    return Ok(None);
+                }
+            }
+        }
+    }
+}
