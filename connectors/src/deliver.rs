@@ -131,21 +131,21 @@ impl Delivery {
         Ok((offsets, quarantine.unwrap_or_default()))
     }
 
-    /// Ends the transaction with its record.
-    pub(crate) async fn commit(&mut self, record: &Checkpoint) -> Result<(), ProducerError> {
+    /// Ends the transaction with its record; where it ends in each partition.
+    pub(crate) async fn commit(&mut self, record: &Checkpoint) -> Result<Offsets, ProducerError> {
         let begun = Instant::now();
         #[cfg(feature = "bench")]
         if let Some(sink) = &mut self.null_sink {
             sink.commit();
             self.tallies.report();
             self.began = None;
-            return Ok(());
+            return Ok(Offsets::new());
         }
-        self.producer.commit(&self.checkpoint_topic, record).await?;
+        let ends = self.producer.commit(&self.checkpoint_topic, record).await?;
         self.tallies.report();
         self.began = None;
         histogram!(names::COMMIT_MS).record(begun.elapsed().as_secs_f64() * 1000.0);
-        Ok(())
+        Ok(ends)
     }
 
     /// Sent and not yet acknowledged.

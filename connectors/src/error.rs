@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use kafka::Lsn;
 use kafka::follower::FollowerError;
 use kafka::producer::ProducerError;
+use kafka::producer::hanging::HangingError;
 use kafka::topic::TopicError;
 
 use crate::check::CheckError;
@@ -28,6 +29,17 @@ pub(crate) enum LifeError {
     Topic(#[from] TopicError),
     #[error(transparent)]
     Follower(#[from] FollowerError),
+    #[error(transparent)]
+    Hanging(Box<HangingError>),
+    #[error(
+        "Kafka has committed what nobody can read after {waited_ms} ms: a marker is missing; a new \
+         life ends what hangs"
+    )]
+    Hangs {
+        waited_ms: u128,
+        #[source]
+        source: Box<TopicError>,
+    },
     #[error("the advisory lock is lost: its session with the source ended")]
     LockLost,
     /// PostgreSQL 15 to 17. Later ones leave changes out instead; a look at the catalog tells.
@@ -79,6 +91,12 @@ pub(crate) enum LifeError {
     Order(&'static str),
 }
 
+impl From<HangingError> for LifeError {
+    fn from(error: HangingError) -> Self {
+        Self::Hanging(Box::new(error))
+    }
+}
+
 /// What is done about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Remedy {
@@ -96,6 +114,7 @@ impl LifeError {
             Self::Check(CheckError::Faults(_)) => Remedy::Stop,
             Self::Topic(error) if error.is_setup() => Remedy::Stop,
             Self::Producer(error) if error.is_setup() => Remedy::Stop,
+            Self::Hanging(error) if error.is_setup() => Remedy::Stop,
             Self::Undecodable { .. } | Self::Quarantine(_) => Remedy::Stop,
             // What the source refuses for good, the next life's check says as a fault.
             Self::Check(CheckError::Source(_) | CheckError::NotNow(_))
@@ -104,6 +123,8 @@ impl LifeError {
             | Self::Producer(_)
             | Self::Topic(_)
             | Self::Follower(_)
+            | Self::Hanging(_)
+            | Self::Hangs { .. }
             | Self::LockLost
             | Self::PublicationUnseen { .. }
             | Self::KeyAltered { .. }

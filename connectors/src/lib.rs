@@ -36,6 +36,7 @@ mod life;
 pub mod plan;
 pub mod progress;
 mod quarantine;
+mod readable;
 pub mod replication;
 pub mod run;
 mod slot;

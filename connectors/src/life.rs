@@ -3,7 +3,8 @@
 //! Takeover takes in this order: the advisory lock, the slot, the transactional id, the last
 //! record. Each step makes the ones before it safe to rely on: with the lock nobody healthy is
 //! disturbed; with the slot no predecessor receives anything new; after `init_transactions` no
-//! predecessor can commit what it had received; so the record read last is the last.
+//! predecessor can commit what it had received; what Kafka left without an end is ended; so the
+//! record read last is the last.
 
 mod takeover;
 
@@ -27,6 +28,7 @@ use crate::deliver::Delivery;
 use crate::epoch::{self, Server};
 use crate::error::LifeError;
 use crate::progress::Progress;
+use crate::readable::{self, Readable};
 use crate::replication::{Feedback, ReplicationClient, ReplicationStream};
 use crate::slot;
 use crate::snapshot::holes::Holes;
@@ -59,6 +61,8 @@ pub(crate) struct Life<'a> {
     pub(crate) topics: Topics,
     /// What the topics hold at least.
     pub(crate) held: Held,
+    /// What is committed and not confirmed.
+    pub(crate) readable: Readable,
     pub(crate) delivery: Delivery,
     pub(crate) progress: Progress,
     pub(crate) catalog: Catalog,
@@ -115,9 +119,15 @@ pub(crate) async fn live(
     let life = async {
         let mut life = Box::pin(Life::take_over(config, status, &postgres, control)).await?;
         let topics = topics::watch(life.topics.clone(), all_topics(config), life.held.clone());
+        let readable = readable::watch(
+            life.topics.clone(),
+            life.readable.clone(),
+            life.feedback.clone(),
+        );
         let followed = tokio::select! {
             followed = Box::pin(life.follow(shutdown)) => followed,
             error = topics => Err(error),
+            error = readable => Err(error),
         };
         // A producer that failed, fenced maybe, has nothing to end in order.
         let failed = matches!(followed, Err(LifeError::Producer(_)));
@@ -236,6 +246,7 @@ impl<'a> Life<'a> {
             stream,
             topics,
             held: Held::new(ends),
+            readable: Readable::default(),
             delivery: Delivery::new(producer, checkpoint_topic(config), quarantine),
             recorded: progress.position(),
             progress,

@@ -55,6 +55,7 @@ pub(crate) mod names {
     pub(crate) const RECORDS: &str = "connector_records_total";
     pub(crate) const COMMIT_MS: &str = "connector_commit_ms";
     pub(crate) const LIVES: &str = "connector_lives_total";
+    pub(crate) const HANGING: &str = "connector_hanging_partitions_total";
     pub(crate) const READS: &str = "connector_reads_total";
     pub(crate) const READ_MS: &str = "connector_read_ms";
     pub(crate) const READ_ROWS: &str = "connector_read_rows_total";
@@ -388,6 +389,11 @@ pub fn describe() {
     );
     describe_counter!(names::RECORDS, Unit::Count, "checkpoint records committed");
     describe_counter!(names::LIVES, Unit::Count, "takeovers begun");
+    describe_counter!(
+        names::HANGING,
+        Unit::Count,
+        "partitions in which Kafka had left a transaction without an end, ended at a takeover"
+    );
     describe_counter!(names::READS, Unit::Count, "reads of the source");
     describe_histogram!(names::COMMIT_MS, Unit::Milliseconds, "commit of a record");
     describe_histogram!(names::READ_MS, Unit::Milliseconds, "a read of the source");

@@ -29,17 +29,7 @@ impl Held {
 
     /// So much is committed, or was found.
     pub(crate) fn extend(&self, offsets: &Offsets) {
-        let mut held = self.lock();
-        for (topic, partitions) in offsets {
-            let Some(ends) = held.get_mut(topic) else {
-                held.insert(topic.clone(), partitions.clone());
-                continue;
-            };
-            for (&partition, &offset) in partitions {
-                let end = ends.entry(partition).or_default();
-                *end = offset.max(*end);
-            }
-        }
+        extend(&mut self.lock(), offsets);
     }
 
     fn of(&self, topics: &[String]) -> Offsets {
@@ -52,6 +42,20 @@ impl Held {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Offsets> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The higher one of each partition.
+pub(crate) fn extend(held: &mut Offsets, offsets: &Offsets) {
+    for (topic, partitions) in offsets {
+        let Some(ends) = held.get_mut(topic) else {
+            held.insert(topic.clone(), partitions.clone());
+            continue;
+        };
+        for (&partition, &offset) in partitions {
+            let end = ends.entry(partition).or_default();
+            *end = offset.max(*end);
+        }
     }
 }
 

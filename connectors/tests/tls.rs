@@ -274,6 +274,7 @@ async fn start_broker() -> Result<Broker> {
         name: name.to_owned(),
         protocol: protocol.to_owned(),
         port,
+        advertised: None,
     };
     let user = |mechanism| format!("{mechanism}=[name=connector,password={KAFKA_PASSWORD}]");
     let module = "org.apache.kafka.common.security.scram.ScramLoginModule required;";

@@ -6,6 +6,7 @@
 pub mod checkpoint;
 mod client;
 pub mod config;
+mod ends;
 pub mod event;
 pub mod follower;
 pub mod lsn;

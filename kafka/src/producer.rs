@@ -18,6 +18,7 @@
 //! the last record.
 
 mod delivery;
+pub mod hanging;
 mod writer;
 
 use std::time::Duration;
@@ -29,12 +30,16 @@ use crate::checkpoint::{self, Checkpoint, Offsets};
 use crate::client;
 use crate::config::KafkaConfig;
 
-use writer::{Sent, Writer};
+use writer::{Outgoing, Sent, Writer};
 
 /// How long an orderly end may take.
 const ABORT_MAX: Duration = Duration::from_secs(2);
 /// How often the thread looks whether the last acknowledgement has been put away.
 const SETTLE_POLL: Duration = Duration::from_micros(50);
+
+/// Header of a checkpoint: which of the two writers sent it, `0` or `1`.
+const WRITER: &str = "writer";
+const WRITERS: [&[u8]; 2] = [b"0", b"1"];
 
 /// Room for a record's headers and framing, bytes.
 const RECORD_OVERHEAD: usize = 1024;
@@ -226,9 +231,28 @@ impl Producer {
         value: Option<&[u8]>,
         headers: &[(&str, &[u8])],
     ) -> Result<(), ProducerError> {
-        self.enqueue(topic, key, value, headers).await?;
+        self.send_to(topic, None, key, value, headers).await
+    }
+
+    /// [`Producer::send`]; to this partition, or to that of the key.
+    async fn send_to(
+        &mut self,
+        topic: &str,
+        partition: Option<i32>,
+        key: &[u8],
+        value: Option<&[u8]>,
+        headers: &[(&str, &[u8])],
+    ) -> Result<(), ProducerError> {
+        let record = Outgoing {
+            topic,
+            partition,
+            key,
+            value,
+            headers,
+        };
+        self.enqueue(record).await?;
         self.events += 1;
-        self.bytes += key.len() + value.map_or(0, <[u8]>::len);
+        self.bytes += record.bytes();
         Ok(())
     }
 
@@ -250,18 +274,31 @@ impl Producer {
         }
     }
 
-    /// Sends the checkpoint, awaits it and what was sent before, and commits.
+    /// Sends the checkpoint, awaits it and what was sent before, and commits. The offsets after
+    /// the last record of each partition, the checkpoint's too.
+    ///
+    /// That it is committed does not mean that it can be read: see [`hanging`].
     ///
     /// # Errors
     /// See [`ProducerError`]. After an error in the last step it is not known whether the
     /// transaction is committed; the last record of the topic tells, once the next producer has
     /// connected.
-    pub async fn commit(&mut self, topic: &str, record: &Checkpoint) -> Result<(), ProducerError> {
+    pub async fn commit(
+        &mut self,
+        topic: &str,
+        record: &Checkpoint,
+    ) -> Result<Offsets, ProducerError> {
         const DOING: &str = "committing a transaction";
         let value = serde_json::to_vec(record).map_err(ProducerError::Encode)?;
-        self.enqueue(topic, checkpoint::KEY.as_bytes(), Some(&value), &[])
-            .await?;
-        self.delivered().await?;
+        self.enqueue(Outgoing {
+            topic,
+            partition: None,
+            key: checkpoint::KEY.as_bytes(),
+            value: Some(&value),
+            headers: &[(WRITER, WRITERS[self.turn])],
+        })
+        .await?;
+        let offsets = self.delivered().await?;
         let patience = self.patience;
         let ended = self.writer().blocking(DOING, move |client| {
             // The callback of the last acknowledgement ran, but librdkafka counts the message
@@ -277,7 +314,7 @@ impl Producer {
         self.turn = 1 - self.turn;
         self.in_transaction = false;
         (self.events, self.bytes) = (0, 0);
-        Ok(())
+        Ok(offsets)
     }
 
     /// Ends the open transaction, if there is one, so that readers need not wait for its
@@ -286,13 +323,20 @@ impl Producer {
     /// # Errors
     /// See [`ProducerError`].
     pub async fn abort(mut self) -> Result<(), ProducerError> {
+        self.abort_open().await
+    }
+
+    async fn abort_open(&mut self) -> Result<(), ProducerError> {
         if !std::mem::take(&mut self.in_transaction) {
             return Ok(());
         }
         let aborted = self.writer().blocking("aborting a transaction", |client| {
             client.abort_transaction(ABORT_MAX)
         });
-        aborted.await
+        aborted.await?;
+        self.writer().begin_anew();
+        (self.events, self.bytes) = (0, 0);
+        Ok(())
     }
 
     /// The largest record that [`Producer::send`] takes, key and value, bytes. A larger one is
@@ -325,18 +369,12 @@ impl Producer {
         &self.writers[self.turn]
     }
 
-    async fn enqueue(
-        &mut self,
-        topic: &str,
-        key: &[u8],
-        value: Option<&[u8]>,
-        headers: &[(&str, &[u8])],
-    ) -> Result<(), ProducerError> {
+    async fn enqueue(&mut self, record: Outgoing<'_>) -> Result<(), ProducerError> {
         const DOING: &str = "sending an event";
-        let bytes = key.len() + value.map_or(0, <[u8]>::len);
+        let bytes = record.bytes();
         if bytes + RECORD_OVERHEAD > self.record_bytes_max {
             return Err(ProducerError::TooLarge {
-                topic: topic.to_owned(),
+                topic: record.topic.to_owned(),
                 bytes,
                 max: self.record_bytes_max(),
             });
@@ -352,7 +390,7 @@ impl Producer {
         loop {
             // Registered before the try, so that room made in between is not missed.
             let room = self.writer().room();
-            match self.writer().try_send(topic, key, value, headers)? {
+            match self.writer().try_send(record)? {
                 Sent::Yes => return Ok(()),
                 Sent::QueueIsFull => {
                     metrics::counter!(QUEUE_FULL).increment(1);

@@ -17,10 +17,12 @@ use std::time::Duration;
 use rdkafka::admin::{
     AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication,
 };
+use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::client::{self, Quiet};
 use crate::config::KafkaConfig;
+use crate::ends::Isolation;
 
 pub use error::TopicError;
 pub use standing::shorter;
@@ -238,6 +240,8 @@ fn layout_deviations(config: &KafkaConfig, topic: &str, kind: Kind, layout: Layo
 #[derive(Clone)]
 pub struct Topics {
     admin: Arc<AdminClient<Quiet>>,
+    /// Asks for ends; it reads nothing.
+    ends: Arc<BaseConsumer<Quiet>>,
     config: KafkaConfig,
 }
 
@@ -255,14 +259,15 @@ impl Topics {
     /// # Errors
     /// Where the configuration is not one that a client can have.
     pub fn connect(config: &KafkaConfig) -> Result<Self, TopicError> {
-        let admin = client::settings(config)
-            .create_with_context(Quiet)
-            .map_err(|source| TopicError::Client {
-                bootstrap: config.bootstrap.clone(),
-                source,
-            })?;
+        let error = |source| TopicError::Client {
+            bootstrap: config.bootstrap.clone(),
+            source,
+        };
+        let admin = client::settings(config).create_with_context(Quiet);
+        let ends = crate::ends::consumer(config, Isolation::ReadCommitted);
         Ok(Self {
-            admin: Arc::new(admin),
+            admin: Arc::new(admin.map_err(error)?),
+            ends: Arc::new(ends.map_err(error)?),
             config: config.clone(),
         })
     }

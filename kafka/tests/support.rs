@@ -16,6 +16,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use service::fault::in_force;
 
 /// How long anything may take before a test fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -143,6 +144,51 @@ impl Source {
         }
     }
 
+    /// Where these partitions end, counting what is open.
+    pub(crate) fn written(&self, partitions: &Offsets) -> Result<Offsets> {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", &self.config.bootstrap)
+            .set("isolation.level", "read_uncommitted")
+            .create()?;
+        let mut written = partitions.clone();
+        for (topic, ends) in &mut written {
+            for (partition, end) in ends {
+                (_, *end) = consumer.fetch_watermarks(topic, *partition, PATIENCE)?;
+            }
+        }
+        Ok(written)
+    }
+
+    /// What is committed: partition, offset and value of each record that has one.
+    pub(crate) fn records(&self, topic: &str, partitions: i32) -> Result<Vec<(i32, i64, String)>> {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", &self.config.bootstrap)
+            .set("group.id", fixtures::unique("records"))
+            .set("enable.auto.commit", "false")
+            .set("auto.offset.reset", "error")
+            .set("enable.partition.eof", "true")
+            .create()?;
+        let mut all = TopicPartitionList::new();
+        for partition in 0..partitions {
+            all.add_partition_offset(topic, partition, Offset::Beginning)?;
+        }
+        consumer.assign(&all)?;
+        let (mut found, mut ends) = (Vec::new(), 0);
+        while ends < partitions {
+            match consumer.poll(PATIENCE).context("no end of partition")? {
+                Ok(message) => {
+                    if let Some(value) = message.payload() {
+                        let value = String::from_utf8_lossy(value).into_owned();
+                        found.push((message.partition(), message.offset(), value));
+                    }
+                }
+                Err(KafkaError::PartitionEOF(_)) => ends += 1,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(found)
+    }
+
     pub(crate) async fn producer(&self) -> Result<Producer> {
         let id = topic::transactional_id(&self.config, SOURCE);
         Ok(Producer::connect(&self.config, &id).await?)
@@ -171,7 +217,11 @@ pub(crate) struct Writer<'a> {
 
 impl<'a> Writer<'a> {
     pub(crate) async fn take_over(source: &'a Source) -> Result<Self> {
-        let producer = source.producer().await?;
+        let mut producer = source.producer().await?;
+        if in_force("end_hanging") {
+            let tables = std::slice::from_ref(&source.table);
+            producer.end_hanging(&source.config, SOURCE, tables).await?;
+        }
         let last = kafka::follower::last_record(&source.config, SOURCE).await?;
         Ok(Self {
             source,

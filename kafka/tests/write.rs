@@ -14,7 +14,7 @@ async fn outcome(producer: &mut Producer, source: &Source) -> Result<(), Produce
         .await?;
     producer.delivered().await?;
     let record = record(99, 99, std::collections::BTreeMap::new());
-    producer.commit(&source.checkpoint, &record).await
+    producer.commit(&source.checkpoint, &record).await.map(drop)
 }
 
 #[tokio::test]

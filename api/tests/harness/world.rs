@@ -359,7 +359,8 @@ impl Feed {
                 .collect(),
         };
         let topic = topic::checkpoint(&self.config, "unified");
-        Ok(self.producer.commit(&topic, &record).await?)
+        self.producer.commit(&topic, &record).await?;
+        Ok(())
     }
 }
 

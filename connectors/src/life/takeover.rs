@@ -1,4 +1,4 @@
-//! Takeover: slot, transactional id, last record, and whether the epoch lasts.
+//! Takeover: slot, transactional id, what hangs, last record, and whether the epoch lasts.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -6,6 +6,7 @@ use kafka::follower::last_record;
 use kafka::producer::Producer;
 use kafka::topic::{self, TopicError, Topics, shorter};
 use kafka::{Checkpoint, Offsets};
+use metrics::counter;
 use service::fault::{self, in_force};
 use tokio_postgres::error::SqlState;
 
@@ -18,7 +19,7 @@ use crate::replication::{
     ReplicationClient, ReplicationConfig, ReplicationError, ReplicationStream,
 };
 use crate::source::{Catalog, Control};
-use crate::status::{State, StatusBoard};
+use crate::status::{State, StatusBoard, names};
 use crate::watch::Activity;
 
 /// Between two tries to take a slot that somebody still holds.
@@ -27,7 +28,7 @@ const SLOT_RETRY: Duration = Duration::from_millis(100);
 /// Of so many tries one also ends the predecessor's stream.
 const TRIES_PER_END: u32 = 10;
 
-/// Slot, transactional id, last record, in this order; each rule's switch turns two around.
+/// Slot, transactional id, what hangs, last record, in this order; each rule's switch turns two around.
 pub(super) async fn take_in_order(
     config: &ConnectorConfig,
     status: &StatusBoard,
@@ -48,10 +49,16 @@ pub(super) async fn take_in_order(
     }
     motion.begin(Activity::TakingProducer);
     fault::point("connector.before_init").await;
-    let producer = match early_producer {
+    let mut producer = match early_producer {
         Some(producer) => producer,
         None => connect_producer(config).await?,
     };
+    if in_force("end_hanging") {
+        let tables = super::topic_names(config);
+        let ended = producer.end_hanging(&config.kafka, &config.source, &tables);
+        let ended = u64::try_from(Box::pin(ended).await?).unwrap_or(u64::MAX);
+        counter!(names::HANGING).increment(ended);
+    }
     motion.begin(Activity::ReadingLastRecord);
     fault::point("connector.after_init").await;
     let last = match early_last {

@@ -173,13 +173,17 @@ impl Life<'_> {
             self.feedback.confirm(record.position);
         }
         fault::point("connector.before_commit").await;
-        self.delivery.commit(&record).await?;
+        let ends = self.delivery.commit(&record).await?;
         self.held.extend(&offsets);
         for (table, reason) in self.delivery.take_quarantined() {
             self.status.quarantined(&table, reason);
         }
         fault::point("connector.after_commit").await;
-        self.feedback.confirm(record.position);
+        if in_force("confirm_readable") {
+            self.readable.committed(record.position, &ends);
+        } else {
+            self.feedback.confirm(record.position);
+        }
         fault::point("connector.after_confirm").await;
         self.recorded_at = Instant::now();
         self.record_took = begun.elapsed();

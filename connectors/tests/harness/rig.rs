@@ -9,6 +9,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicRe
 use rdkafka::client::DefaultClientContext;
 use tokio_postgres::Client;
 
+use super::connector::eventually;
 use super::journal::Journal;
 use super::plan::Plan;
 
@@ -105,6 +106,21 @@ impl Rig {
         let row = self.db.query_opt(sql, &[&self.slot]).await?;
         row.map(|row| Ok(row.get::<_, String>(0).parse()?))
             .transpose()
+    }
+
+    /// Waits for the connector's next words to PostgreSQL.
+    pub(crate) async fn replies(&self) -> Result<()> {
+        let sql = "SELECT reply_time::text FROM pg_stat_replication WHERE application_name = $1";
+        let last = || async {
+            let row = self.db.query_opt(sql, &[&self.slot]).await?;
+            anyhow::Ok(row.and_then(|row| row.get::<_, Option<String>>(0)))
+        };
+        let before = last().await?;
+        eventually("a status", || async {
+            let now = last().await?;
+            Ok((now.is_some() && now != before).then_some(()))
+        })
+        .await
     }
 
     /// The full name of a table's topic (`public.name`), or `checkpoint`.

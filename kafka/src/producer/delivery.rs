@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rdkafka::ClientContext;
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::producer::{DeliveryResult, ProducerContext};
 use tokio::sync::Notify;
@@ -134,6 +134,12 @@ impl ProducerContext for DeliveryContext {
 
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
         match result {
+            // A retry that the broker knows already, but not where it stands. The checkpoint has
+            // to name the place, so the transaction is given up.
+            Ok(message) if message.offset() < 0 => {
+                let code = RDKafkaErrorCode::OffsetNotAvailable;
+                self.deliveries.failed(KafkaError::MessageProduction(code));
+            }
             Ok(message) => {
                 self.deliveries
                     .acknowledged(message.topic(), message.partition(), message.offset())
@@ -146,7 +152,6 @@ impl ProducerContext for DeliveryContext {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use rdkafka::error::RDKafkaErrorCode;
 
     use super::*;
 

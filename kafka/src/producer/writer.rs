@@ -26,6 +26,24 @@ pub(super) struct Writer {
     deliveries: Arc<Deliveries>,
 }
 
+/// A record on its way.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Outgoing<'a> {
+    pub(super) topic: &'a str,
+    /// None: that of the key.
+    pub(super) partition: Option<i32>,
+    pub(super) key: &'a [u8],
+    pub(super) value: Option<&'a [u8]>,
+    pub(super) headers: &'a [(&'a str, &'a [u8])],
+}
+
+impl Outgoing<'_> {
+    /// Key and value.
+    pub(super) fn bytes(&self) -> usize {
+        self.key.len() + self.value.map_or(0, <[u8]>::len)
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sent {
     Yes,
@@ -73,17 +91,13 @@ impl Writer {
         self.deliveries.begin_anew();
     }
 
-    pub(super) fn try_send(
-        &self,
-        topic: &str,
-        key: &[u8],
-        value: Option<&[u8]>,
-        headers: &[(&str, &[u8])],
-    ) -> Result<Sent, ProducerError> {
+    pub(super) fn try_send(&self, outgoing: Outgoing<'_>) -> Result<Sent, ProducerError> {
         const DOING: &str = "sending an event";
         let client = self.client()?;
-        let mut record = BaseRecord::to(topic).key(key);
-        record.payload = value;
+        let mut record = BaseRecord::to(outgoing.topic).key(outgoing.key);
+        record.partition = outgoing.partition;
+        record.payload = outgoing.value;
+        let headers = outgoing.headers;
         if !headers.is_empty() {
             let all = OwnedHeaders::new_with_capacity(headers.len());
             record.headers = Some(headers.iter().fold(all, |all, (name, value)| {

@@ -1,14 +1,15 @@
 //! Topics as they stand: what whoever writes them must notice when it is not what it was.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rdkafka::error::KafkaError;
+use rdkafka::consumer::BaseConsumer;
+use rdkafka::error::{KafkaError, KafkaResult};
 
 use super::{TopicError, Topics};
 use crate::checkpoint::Offsets;
-use crate::client;
+use crate::client::{self, Quiet};
+use crate::ends::ends;
 
 /// An end that is lower than before is looked at again this often before it is believed: a
 /// leader that has just been elected may not know its own yet.
@@ -17,33 +18,56 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(300);
 
 impl Topics {
     /// Per topic and partition the offset after everything that is committed or aborted. A topic
-    /// that does not exist has none. One request for all partitions' leaders, one for each end.
+    /// that does not exist has none. One request for all partitions' leaders, one to each leader.
     ///
     /// # Errors
     /// Where Kafka does not answer, or a partition has no leader now.
     pub async fn standing(&self, topics: &[String]) -> Result<Offsets, TopicError> {
-        let (admin, names) = (Arc::clone(&self.admin), topics.to_vec());
-        let timeout = client::request_timeout(&self.config);
-        tokio::task::spawn_blocking(move || {
+        let names = topics.to_vec();
+        let (admin, timeout) = (
+            Arc::clone(&self.admin),
+            client::request_timeout(&self.config),
+        );
+        self.ask(topics.iter(), move |consumer| {
             // Of all topics: asked for one by its name, a broker may create it.
             let metadata = admin.inner().fetch_metadata(None, timeout)?;
             let mut standing = Offsets::new();
             for name in names {
                 let found = metadata.topics().iter().find(|found| found.name() == name);
                 let partitions = found.map_or(&[][..], |found| found.partitions());
-                let mut ends = BTreeMap::new();
-                for partition in partitions {
-                    let client = admin.inner();
-                    let (_, end) = client.fetch_watermarks(&name, partition.id(), timeout)?;
-                    ends.insert(partition.id(), end);
-                }
-                standing.insert(name, ends);
+                let places = partitions.iter().map(|partition| (partition.id(), 0));
+                standing.insert(name, places.collect());
             }
+            standing.extend(ends(consumer, &standing, timeout)?);
             Ok(standing)
         })
         .await
-        .unwrap_or(Err(KafkaError::Canceled))
-        .map_err(self.ask_error(topics.first().map_or("", String::as_str)))
+    }
+
+    /// The same of these partitions only, which must exist; their offsets do not matter. One
+    /// request to each leader.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn stable(&self, partitions: &Offsets) -> Result<Offsets, TopicError> {
+        let (asked, timeout) = (partitions.clone(), client::request_timeout(&self.config));
+        self.ask(partitions.keys(), move |consumer| {
+            ends(consumer, &asked, timeout)
+        })
+        .await
+    }
+
+    async fn ask<'a>(
+        &self,
+        mut topics: impl Iterator<Item = &'a String>,
+        ask: impl FnOnce(&BaseConsumer<Quiet>) -> KafkaResult<Offsets> + Send + 'static,
+    ) -> Result<Offsets, TopicError> {
+        let consumer = Arc::clone(&self.ends);
+        let first = topics.next().map_or("", String::as_str);
+        tokio::task::spawn_blocking(move || ask(&consumer))
+            .await
+            .unwrap_or(Err(KafkaError::Canceled))
+            .map_err(self.ask_error(first))
     }
 
     /// As [`Topics::standing`], once more and again while a topic holds less than `then`: what
