@@ -98,6 +98,39 @@ impl Api {
         }
     }
 
+    /// Where the view itself stands: lists are read from it, and what is cached may be older.
+    ///
+    /// # Errors
+    /// Where no answer comes in time.
+    pub async fn view_stands_at(&self) -> Result<Positions> {
+        let answer = self.patient("/v1/sold-items?limit=1", None).await?;
+        ensure!(answer.status == StatusCode::OK, "{}", answer.body);
+        Ok(answer.positions)
+    }
+
+    /// Asks until the answer says that it stands at `least` or later: a cached row may be older, and
+    /// says so. Without `Min-Position`, so that the cache has to get there by itself.
+    ///
+    /// # Errors
+    /// Where no such answer comes in time.
+    pub async fn at(&self, path: &str, least: &Positions) -> Result<Answer> {
+        let deadline = Instant::now() + ANSWERED_WITHIN;
+        loop {
+            let answer = self.patient(path, None).await?;
+            let stands = |source: &str| answer.positions.get(source).copied().flatten();
+            if least.iter().all(|(source, least)| stands(source) >= *least) {
+                return Ok(answer);
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "{path} stays at {}, before {least:?}: {}",
+                answer.view_position,
+                answer.body
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Every row of a list, walked by its cursors.
     ///
     /// # Errors

@@ -190,10 +190,11 @@ async fn put_back(stack: &Stack, source: &str, before: u64, position: &str) -> R
     rest::agrees(stack).await
 }
 
+/// What a client is shown of what the view has now, not what was cached before.
 async fn seen(stack: &Stack, path: &str) -> Result<Answer> {
-    Api::new(stack.api_url())?
-        .patient(&format!("/v1/{path}"), None)
-        .await
+    let api = Api::new(stack.api_url())?;
+    let least = api.view_stands_at().await?;
+    api.at(&format!("/v1/{path}"), &least).await
 }
 
 /// The view is put back while the sources went on. The aggregator goes on from what is there then;
