@@ -88,12 +88,12 @@ async fn aborted_events_are_never_seen() -> Result<()> {
 #[tokio::test]
 async fn a_checkpoint_waits_for_events_whose_markers_are_late() -> Result<()> {
     let source = Source::create("markers").await?;
+    let mut writer = Writer::take_over(&source).await?;
     let mut late = Producer::connect(&source.config, &format!("{}late", source.table)).await?;
     late.send(&source.table, b"a", Some(b"never committed"), &[])
         .await?;
     late.delivered().await?;
 
-    let mut writer = Writer::take_over(&source).await?;
     writer.send("a", Some("1")).await?;
     let record = writer.commit().await?;
     let mut follower = source.follower()?;

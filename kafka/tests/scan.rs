@@ -65,10 +65,10 @@ async fn a_scan_gives_every_key_up_to_the_end_in_bounded_batches() -> Result<()>
 #[tokio::test]
 async fn a_scan_waits_for_the_markers_of_what_was_just_committed() -> Result<()> {
     let source = Source::create("scanwait").await?;
+    let mut writer = Writer::take_over(&source).await?;
     let mut late = Producer::connect(&source.config, &format!("{}late", source.table)).await?;
     late.send(&source.table, b"a", Some(b"x"), &[]).await?;
     late.delivered().await?;
-    let mut writer = Writer::take_over(&source).await?;
     writer.send("a", Some("x")).await?;
     let record = writer.commit().await?;
     let ends = record.offsets[&source.table].clone();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rdkafka::consumer::BaseConsumer;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult};
 
 use super::{TopicError, Topics};
@@ -23,14 +23,11 @@ impl Topics {
     /// # Errors
     /// Where Kafka does not answer, or a partition has no leader now.
     pub async fn standing(&self, topics: &[String]) -> Result<Offsets, TopicError> {
-        let names = topics.to_vec();
-        let (admin, timeout) = (
-            Arc::clone(&self.admin),
-            client::request_timeout(&self.config),
-        );
+        let (names, timeout) = (topics.to_vec(), client::request_timeout(&self.config));
         self.ask(topics.iter(), move |consumer| {
-            // Of all topics: asked for one by its name, a broker may create it.
-            let metadata = admin.inner().fetch_metadata(None, timeout)?;
+            // Of all topics: asked for one by its name, a broker may create it. By the client that
+            // asks for the ends: partitions that it has not heard of it refuses to ask for.
+            let metadata = consumer.fetch_metadata(None, timeout)?;
             let mut standing = Offsets::new();
             for name in names {
                 let found = metadata.topics().iter().find(|found| found.name() == name);
