@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 use fixtures::postgres::{Postgres, Version};
+use kafka::Checkpoint;
 use kafka::checkpoint::{KeyRange, Read};
 
-use crate::harness::{Journal, Rig, always, equals_source, eventually, sum};
+use crate::harness::{Journal, Record, Rig, always, equals_source, eventually, sum};
 
 const ITEM: &str = "public.item";
 const PART: &str = "public.part";
@@ -277,4 +278,46 @@ async fn a_table_without_statistics_is_read_in_the_order_of_its_index() -> Resul
         "of {read} rows that the index gave {fetched} came in its order"
     );
     Ok(())
+}
+
+/// How large rows are is known once they are here, and older ones tell nothing of the next.
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_become_large_make_no_large_chunk() -> Result<()> {
+    const CHUNK_BYTES: usize = 1 << 20;
+    const ROW_BYTES: usize = 100_000;
+    let ddl = format!(
+        "CREATE TABLE item (id bigint PRIMARY KEY, n int NOT NULL, body text NOT NULL); \
+         INSERT INTO item SELECT g, g, CASE WHEN g % 250 < 100 THEN '' \
+             ELSE repeat('x', {ROW_BYTES}) END FROM generate_series(0, 499) g"
+    );
+    let rig = Rig::new(&[ITEM], &ddl).await?;
+    let reads = format!("read_workers = 2\nchunk_rows = 250\nchunk_bytes_max = {CHUNK_BYTES}");
+    let connector = rig.connector().reads(&reads).start()?;
+    let words = ["read", "--table", ITEM, "--where", "n >= 0", "--wait"];
+    connector.ready().await?;
+    let (code, output) = connector.command(&words).await?;
+    ensure!(code == Some(0), "{output}");
+    let mut journal = rig.journal()?;
+    equals_source(&rig, &mut journal, &[ITEM]).await?;
+    connector.kill().await;
+    ensure!(times_read(&journal).values().all(|times| *times == 2));
+    let most = 2 * CHUNK_BYTES + 3 * ROW_BYTES;
+    for (before, record) in std::iter::zip(&journal.checkpoints, &journal.checkpoints[1..]) {
+        let bytes = bytes_between(&journal, before, record);
+        ensure!(bytes <= most, "{bytes} bytes in one chunk");
+    }
+    Ok(())
+}
+
+/// Of the events that a record covers and the one before it does not.
+fn bytes_between(journal: &Journal, before: &Checkpoint, record: &Checkpoint) -> usize {
+    let end = |of: &Checkpoint, at: &Record| {
+        let ends = of.offsets.get(&at.topic);
+        ends.and_then(|ends| ends.get(&at.partition))
+            .copied()
+            .unwrap_or_default()
+    };
+    let sent = journal.records.iter();
+    let sent = sent.filter(|at| (end(before, at)..end(record, at)).contains(&at.offset));
+    sent.filter_map(|at| Some(at.text.as_ref()?.len())).sum()
 }

@@ -106,6 +106,19 @@ impl Endpoint {
         })
     }
 
+    /// Asks the server to end the statement that `client` runs now. It may end before that comes,
+    /// and then it is the next one that is ended.
+    ///
+    /// # Errors
+    /// Where the server cannot be told.
+    pub async fn cancel(&self, client: &Client) -> Result<(), Error> {
+        let token = client.cancel_token();
+        match &self.tls {
+            None => token.cancel_query(NoTls).await,
+            Some(tls) => token.cancel_query(tls.maker()).await,
+        }
+    }
+
     /// Puts TLS around a fresh connection to `host`, if it is wanted: asks the server for it,
     /// then shakes hands. Nothing else may have been said on it.
     ///

@@ -2,12 +2,16 @@
 
 use std::time::{Duration, Instant};
 
+use service::fault::in_force;
+
 use crate::config::ReadsConfig;
 
 /// Rows of a first statement, before it is known how large a table's rows are.
 const FETCH_ROWS_FIRST: usize = 500;
 /// Rows of one statement at most: a chunk's bounds are looked at between statements.
 const FETCH_ROWS_MAX: usize = 20_000;
+/// A statement is stopped where the chunk has so many times what it may have.
+const FAR_OVER: usize = 2;
 /// Rows of the first chunk of a life.
 const CHUNK_ROWS_FIRST: usize = 20_000;
 /// With rows a second bounded, a chunk has what the bound allows in so long.
@@ -81,6 +85,14 @@ pub(super) struct Bounds {
 }
 
 impl Bounds {
+    /// Is a chunk that has met `bytes` of events since `begun` so far beyond its bounds that its
+    /// statement is not to go on?
+    pub(super) fn is_far_over(&self, bytes: usize, begun: Instant) -> bool {
+        let far_over = bytes >= self.bytes.saturating_mul(FAR_OVER)
+            || begun.elapsed() >= self.time.saturating_mul(FAR_OVER as u32);
+        far_over && in_force("statements_stopped")
+    }
+
     /// Rows of the next statement, after `rows` rows with `bytes` bytes of events in `took`;
     /// none: the chunk is full.
     pub(super) fn next_fetch(&self, rows: usize, bytes: usize, took: Duration) -> Option<usize> {

@@ -83,7 +83,7 @@ impl Work {
     pub(super) async fn run(self, batches: mpsc::Sender<Batch>) -> SliceRead {
         let mut reader = Reader::new(&self, batches);
         let read = reader.read().await;
-        let closed = self.close(read.is_err()).await;
+        let closed = self.close(read.is_err() || reader.stopped).await;
         SliceRead {
             place: self.place,
             end: reader.end(matches!(read, Ok(true))),
@@ -124,6 +124,8 @@ struct Reader<'a> {
     rows: usize,
     bytes: usize,
     after: Option<Vec<String>>,
+    /// A statement turned out too large and was stopped, which fails its transaction.
+    stopped: bool,
 }
 
 impl<'a> Reader<'a> {
@@ -137,6 +139,7 @@ impl<'a> Reader<'a> {
             rows: 0,
             bytes: 0,
             after: None,
+            stopped: false,
         }
     }
 
@@ -161,8 +164,8 @@ impl<'a> Reader<'a> {
                 None => self.fetch(&range, fetch).await?,
                 Some(condition) => self.sift(range, fetch, condition).await?,
             };
-            if complete {
-                return Ok(true);
+            if complete || self.stopped {
+                return Ok(complete);
             }
         }
         Ok(false)
@@ -173,7 +176,7 @@ impl<'a> Reader<'a> {
         let sql = sql::copy(&self.work.captured, range, None, Some(fetch));
         let before = self.rows;
         self.copy(&sql).await?;
-        Ok(self.rows - before < fetch)
+        Ok(self.rows - before < fetch && !self.stopped)
     }
 
     /// Those of the next `fetch` rows that fulfil the condition; true if that were all. The
@@ -203,6 +206,9 @@ impl<'a> Reader<'a> {
         let sql = sql::copy(captured, &window, Some(condition), None);
         let before = self.rows;
         self.copy(&sql).await?;
+        if self.stopped {
+            return Ok(false);
+        }
         if let Some(edge) = edge {
             self.rows = before + fetch;
             self.after = Some(edge);
@@ -211,7 +217,8 @@ impl<'a> Reader<'a> {
         Ok(true)
     }
 
-    /// Encodes and hands over what a COPY gives.
+    /// Encodes and hands over what a COPY gives, up to its end or to where the chunk is far beyond
+    /// its bounds: how large rows are and how long they take is known only once they are here.
     async fn copy(&mut self, sql: &str) -> Result<(), SourceError> {
         let captured = Arc::clone(&self.work.captured);
         let frame = captured.frame(&self.work.origin);
@@ -219,6 +226,10 @@ impl<'a> Reader<'a> {
         pin_mut!(lines);
         let (mut last, timeout) = (None, self.work.session.answer_max());
         let copied = loop {
+            if last.is_some() && self.work.bounds.is_far_over(self.bytes, self.begun) {
+                self.stopped = true;
+                break self.work.session.stop(DOING, lines).await;
+            }
             let line = match lines.next().now_or_never() {
                 Some(line) => line,
                 None => match tokio::time::timeout(timeout, lines.next()).await {

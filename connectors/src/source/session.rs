@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _, pin_mut};
 use links::Endpoint;
 use service::fault::in_force;
 use tokio_postgres::error::SqlState;
@@ -14,6 +16,8 @@ use crate::replication::{SERVER_STARTED, SESSION_SETTINGS, addresses};
 
 /// For an answer, where nobody says otherwise.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// Takes longer than a request to cancel is on its way.
+const CANCELLED_INSTEAD: &str = "SELECT pg_sleep(1)";
 
 /// A query of the source failed.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +100,11 @@ impl SourceError {
         self.sql_state().is_some() && !self.is_of_the_session() && !self.is_locked()
     }
 
+    /// Was the statement ended, by its limit or by a request?
+    fn is_cancelled(&self) -> bool {
+        self.sql_state() == Some(&SqlState::QUERY_CANCELED)
+    }
+
     /// Does the read only have to step back and come again? A lock of the source's was in the
     /// way, or what was to be read was altered since its snapshot.
     #[must_use]
@@ -127,6 +136,8 @@ fn reason(error: &tokio_postgres::Error) -> String {
 #[derive(Debug)]
 pub struct Session {
     client: Client,
+    /// Where it leads, for whoever cancels a statement.
+    endpoint: Endpoint,
     /// A statement that is not answered within this time never will be: the connection is
     /// half-open, or the server stands still.
     answer_max: Duration,
@@ -178,6 +189,7 @@ impl Session {
         client.batch_execute(&sql).await.map_err(refused)?;
         Ok(Self {
             client,
+            endpoint: endpoint.clone(),
             answer_max: ANSWER_MAX,
             _connection: connection,
         })
@@ -259,6 +271,49 @@ impl Session {
     /// items come within [`Session::answer_max`] each.
     pub async fn copy(&self, doing: &'static str, sql: &str) -> Result<CopyOutStream, SourceError> {
         self.answer(doing, self.client.copy_out(sql)).await
+    }
+
+    /// Ends a COPY before its end: what the server has sent already is thrown away. The transaction
+    /// has failed then, and is to be rolled back, at least to a savepoint.
+    ///
+    /// # Errors
+    /// Where the server does not answer, or the connection is lost.
+    pub async fn stop(
+        &self,
+        doing: &'static str,
+        lines: impl Stream<Item = Result<Bytes, tokio_postgres::Error>>,
+    ) -> Result<(), SourceError> {
+        let cancelled = self.endpoint.cancel(&self.client);
+        // Where it cannot be told, the statement comes to its end by itself.
+        let mut is_told = match tokio::time::timeout(self.answer_max, cancelled).await {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "cannot cancel a statement");
+                false
+            }
+            Err(_) => false,
+        };
+        pin_mut!(lines);
+        loop {
+            let next = async { lines.next().await.transpose() };
+            match self.answer(doing, next).await {
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(error) if error.is_cancelled() => {
+                    is_told = false;
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if is_told {
+            // It had ended before: this one is the next.
+            match self.execute(doing, CANCELLED_INSTEAD).await {
+                Err(error) if !error.is_cancelled() => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(())
     }
 
     /// Has one statement parsed and planned, not executed.
