@@ -270,6 +270,36 @@ async fn with_a_higher_limit_larger_rows_go_to_their_topic() -> Result<()> {
     Ok(())
 }
 
+/// A record holds the other key as well, in a header: what fits without it may not fit with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_key_counts_with_its_event() -> Result<()> {
+    const KEY: usize = 2000;
+    let ddl = "CREATE TABLE item (id text PRIMARY KEY, body text)";
+    let rig = Rig::new(&[ITEM], ddl).await?;
+    let small = rig.connector().kafka("record_bytes_max = 65536");
+    let connector = small.start()?;
+    connector.ready().await?;
+    let mut sizes = Vec::new();
+    // From what fits to what does not, in steps that are smaller than a key.
+    for (number, bytes) in (56_000..66_000).step_by(KEY / 4).enumerate() {
+        rig.run(&format!(
+            "INSERT INTO item SELECT '{number} ' || string_agg(md5(g::text), ''), \
+                 repeat('x', {bytes}) FROM generate_series(1, {KEY} / 32) g; \
+             UPDATE item SET id = 'new ' || id WHERE starts_with(id, '{number} ')"
+        ))
+        .await?;
+        sizes.push(bytes);
+    }
+    let mut journal = rig.journal()?;
+    at_rest(&rig, &mut journal).await?;
+    assert_eq!(connector.metric("connector_lives_total").await?, Some(1.0));
+    let there = journal.tables()[ITEM].len();
+    let quarantined = rows(&journal)?.len();
+    assert!(there > 0 && quarantined > 0, "{there} {quarantined}");
+    connector.kill().await;
+    Ok(())
+}
+
 /// A life that ends before its record is committed sends again, and counts once.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_goes_to_quarantine_is_counted_once_it_is_committed() -> Result<()> {

@@ -50,7 +50,7 @@ async fn is_healthy(connector: &Connector) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_that_is_cut_off_is_said_and_found_again() -> Result<()> {
     let rig = Rig::new(&[ITEM], DDL).await?;
-    let proxy = Proxy::to(fixtures::servers().legacy().await?.port()).await?;
+    let proxy = Proxy::to(fixtures::servers().source().await?.port()).await?;
     let connector = rig.connector().through(proxy.port()).start()?;
     is_healthy(&connector).await?;
     // The first record may come before the source has said when its WAL ended where.
@@ -94,7 +94,7 @@ async fn a_source_that_is_cut_off_is_said_and_found_again() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn half_open_connections_are_given_up_by_leader_and_standby() -> Result<()> {
     let rig = Rig::new(&[ITEM], DDL).await?;
-    let port = fixtures::servers().legacy().await?.port();
+    let port = fixtures::servers().source().await?.port();
     let (leaders, standbys) = (Proxy::to(port).await?, Proxy::to(port).await?);
     let leader = rig.connector().through(leaders.port()).start()?;
     is_healthy(&leader).await?;

@@ -50,7 +50,7 @@ async fn a_source_as_it_should_be_passes_the_check() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn wrong_credentials() -> Result<()> {
     let rig = rig().await?;
-    let port = fixtures::servers().legacy().await?.port();
+    let port = fixtures::servers().source().await?.port();
     let url = fixtures::postgres::url(&rig.role, "wrong", port, &rig.database);
     stops_with!(&rig, rig.connector().url(&url), @r#"error: the source refuses the password of user capture; correct postgres.password, its file, or postgres.url, or let the owner run: ALTER ROLE "capture" WITH LOGIN PASSWORD '…'; (CREATE ROLE … LOGIN REPLICATION where there is no such role: the source does not tell)"#);
     Ok(())
@@ -59,7 +59,7 @@ async fn wrong_credentials() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_such_database() -> Result<()> {
     let rig = rig().await?;
-    let server = fixtures::servers().legacy().await?;
+    let server = fixtures::servers().source().await?;
     let url = server.url(&rig.role, "nowhere");
     stops_with!(&rig, rig.connector().url(&url), @r#"error: the source has no database nowhere; correct postgres.url, or let the owner run: CREATE DATABASE "nowhere";"#);
     Ok(())
@@ -215,7 +215,7 @@ async fn a_slot_in_use_is_said_once_and_waited_for() -> Result<()> {
     let connector = rig.connector().start()?;
     connector.ready().await?;
     connector.kill().await;
-    let server = fixtures::servers().legacy().await?;
+    let server = fixtures::servers().source().await?;
     let url = server.superuser_url(&rig.database);
     let config = ReplicationConfig::from_url(&url)?;
     let stranger = eventually("a stranger streams from the slot", || async {

@@ -210,7 +210,7 @@ async fn a_source_that_has_no_tls_gets_no_password() -> Result<()> {
         "{output}"
     );
     // The URL's word means the same.
-    let server = fixtures::servers().legacy().await?;
+    let server = fixtures::servers().source().await?;
     let url = format!("{}?sslmode=require", server.url(&rig.role, &rig.database));
     let (_, findings, output) = codes(&rig.connector().url(&url)).await?;
     assert_eq!(findings, ["tls_missing"], "{output}");
@@ -402,7 +402,7 @@ async fn no_secret_is_in_a_log_or_an_error() -> Result<()> {
     let rig = broker.rig().await?;
     rig.run(&format!("ALTER ROLE {} PASSWORD '{SECRET}'", rig.role))
         .await?;
-    let port = fixtures::servers().legacy().await?.port();
+    let port = fixtures::servers().source().await?.port();
     let url =
         |password: &str, port| fixtures::postgres::url(&rig.role, password, port, &rig.database);
     let right = rig

@@ -41,7 +41,7 @@ const SETTLE_POLL: Duration = Duration::from_micros(50);
 const WRITER: &str = "writer";
 const WRITERS: [&[u8]; 2] = [b"0", b"1"];
 
-/// Room for a record's headers and framing, bytes.
+/// Room for a record's framing and the names of its headers, bytes.
 const RECORD_OVERHEAD: usize = 1024;
 
 /// After any of these the producer is to be dropped.

@@ -212,7 +212,7 @@ impl Life<'_> {
                 key: &key,
                 origin: &origin,
                 text_bytes: new.bytes() + bytes_of(&fillings),
-                bytes_max: self.delivery.record_bytes_max(),
+                bytes_max: self.event_bytes_max(header.as_slice()),
             };
             let encoded = captured.upsert(&change, before, filled_values(&new, &fillings));
             self.send_upsert(&captured, op, &key, encoded, header.as_slice())
@@ -223,6 +223,12 @@ impl Life<'_> {
             self.holes.touch(captured.oid, transaction.wide_xid, keys);
         }
         Ok(())
+    }
+
+    /// What these headers leave to an event and its key. A key's column can be some kilobytes long.
+    fn event_bytes_max(&self, headers: &[(&str, &[u8])]) -> usize {
+        let taken: usize = headers.iter().map(|(_, value)| value.len()).sum();
+        self.delivery.record_bytes_max().saturating_sub(taken)
     }
 
     /// Sends the event of a row that is there, if one could be made; quarantines what could not.
@@ -259,7 +265,7 @@ impl Life<'_> {
             key,
             origin,
             text_bytes: old.tuple().bytes(),
-            bytes_max: self.delivery.record_bytes_max(),
+            bytes_max: self.event_bytes_max(headers),
         };
         let encoded = captured.delete(&change, old_values(captured, old));
         if let Some(undecodable) = &encoded.quarantined {

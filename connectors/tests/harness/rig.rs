@@ -31,7 +31,7 @@ pub(crate) struct Rig {
 impl Rig {
     /// On the shared legacy cluster. `ddl` makes the tables, in the schema `public`.
     pub(crate) async fn new(tables: &[&str], ddl: &str) -> Result<Self> {
-        Self::on(fixtures::servers().legacy().await?, tables, ddl).await
+        Self::on(fixtures::servers().source().await?, tables, ddl).await
     }
 
     pub(crate) async fn on(server: &Postgres, tables: &[&str], ddl: &str) -> Result<Self> {

@@ -29,7 +29,7 @@ struct Source {
 impl Source {
     /// On the legacy cluster that the tests share.
     async fn new() -> Result<Self> {
-        Self::on(fixtures::servers().legacy().await?).await
+        Self::on(fixtures::servers().source().await?).await
     }
 
     async fn on(server: &Postgres) -> Result<Self> {

@@ -90,7 +90,7 @@ async fn scram_md5_cleartext_and_trust_are_all_ways_in() -> Result<()> {
 
 #[tokio::test]
 async fn a_session_that_the_server_refuses_says_why() -> Result<()> {
-    let server = fixtures::servers().legacy().await?;
+    let server = fixtures::servers().source().await?;
     let (plain, nobody) = (fixtures::unique("plain"), fixtures::unique("nobody"));
     server
         .superuser("postgres")
@@ -121,7 +121,7 @@ fn free_port() -> Result<u16> {
 
 #[tokio::test]
 async fn hosts_are_tried_in_order() -> Result<()> {
-    let server = fixtures::servers().legacy().await?;
+    let server = fixtures::servers().source().await?;
     let two = format!(
         "postgres://postgres:{TEST_PASSWORD}@127.0.0.1:{},127.0.0.1:{}/postgres",
         free_port()?,

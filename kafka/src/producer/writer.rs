@@ -38,9 +38,10 @@ pub(super) struct Outgoing<'a> {
 }
 
 impl Outgoing<'_> {
-    /// Key and value.
+    /// Key, value and what the headers hold.
     pub(super) fn bytes(&self) -> usize {
-        self.key.len() + self.value.map_or(0, <[u8]>::len)
+        let headers: usize = self.headers.iter().map(|(_, value)| value.len()).sum();
+        self.key.len() + self.value.map_or(0, <[u8]>::len) + headers
     }
 }
 
