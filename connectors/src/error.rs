@@ -87,6 +87,8 @@ pub(crate) enum LifeError {
     },
     #[error(transparent)]
     PartDiffers(#[from] PartDiffers),
+    #[error("epoch {epoch} ends by command")]
+    EpochAsked { epoch: u64 },
     #[error("the stream broke its order: {0}")]
     Order(&'static str),
 }
@@ -131,6 +133,7 @@ impl LifeError {
             | Self::TableKeepsMoving { .. }
             | Self::NotFlushed { .. }
             | Self::SlotGivenUp { .. }
+            | Self::EpochAsked { .. }
             | Self::PartDiffers(_)
             | Self::Order(_) => Remedy::TryAgain,
         }

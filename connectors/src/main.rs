@@ -69,6 +69,18 @@ enum Command {
                             public.sls_order --where 'id BETWEEN 1000 AND 2000' --rows-per-second 500 --wait"
     )]
     Read(ReadArguments),
+    /// Asks the running connector to begin a new epoch: everything is read again.
+    ///
+    /// For what no connector can notice: a source that was copied back without a new timeline, or
+    /// topics that are not to be trusted for any reason. The slot is dropped and made again, every
+    /// table is read, and keys that the source no longer has are deleted from the topics. Until
+    /// that is complete readers stay at their last checkpoint. Ask on the machine of the one that
+    /// leads; where none runs, drop the slot instead: the next start does the same.
+    #[command(
+        after_help = "Exit code: 0 it has begun, 1 no connector answers, 2 refused.\n\nExample:\n  \
+                            connector --config sales.toml epoch"
+    )]
+    Epoch,
     /// Tells how the running connector is: state, position, lag, how far table reads are.
     #[command(
         after_help = "Exit code: 0 it streams, reads or stands by; 1 it is connecting or stalled, or \
@@ -134,6 +146,7 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }),
         Command::Read(arguments) => cli::read(&config, &arguments).await,
+        Command::Epoch => cli::epoch(&config).await,
         Command::Status(arguments) => cli::status(&config, arguments).await,
         Command::Check(output) => said(&examine(&config).await, output),
         Command::Plan(output) => match plan(&config).await {
@@ -145,7 +158,7 @@ async fn main() -> ExitCode {
 
 fn misconfigured(command: &Command, error: &ConfigError) -> ExitCode {
     match command {
-        Command::Run | Command::Read(_) | Command::Status(_) => {
+        Command::Run | Command::Read(_) | Command::Epoch | Command::Status(_) => {
             run::stopped(&[Fault(error.to_string())])
         }
         Command::Check(output) | Command::Plan(output) => {

@@ -1,4 +1,4 @@
-//! `connector read` and `connector status`: asked of the one that runs.
+//! `connector read`, `epoch` and `status`: asked of the one that runs.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -362,5 +362,32 @@ async fn status_is_told_to_people_and_to_programs() -> Result<()> {
         serde_json::json!(["id", "n"])
     );
     connector.kill().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_epoch_by_command_reads_everything_and_deletes_what_is_gone() -> Result<()> {
+    let rig = rig().await?;
+    let connector = streaming(&rig).await?;
+    delete_unseen(&rig, "id IN (3, 30)").await?;
+    let mut journal = rig.journal()?;
+    journal.until_position(rig.wal_lsn().await?).await?;
+    ensure!(ids(&journal).contains(&3), "its deletion was not told");
+    let (code, output) = connector.command(&["epoch"]).await?;
+    ensure!(code == Some(0), "{output}\n{}", connector.log());
+    let epochs = journal.checkpoints.last().map(|last| last.epoch);
+    let before = epochs.context("no checkpoint")?;
+    ensure!(output.contains(&format!("epoch {before} ends")), "{output}");
+    journal
+        .until("a whole checkpoint of the next epoch", |journal| {
+            let last = journal.checkpoints.last();
+            last.is_some_and(|last| last.epoch > before && last.is_whole())
+        })
+        .await?;
+    equals_source(&rig, &mut journal, &[ITEM]).await?;
+    ensure!(!ids(&journal).contains(&3));
+    connector.kill().await;
+    let (code, output) = connector.command(&["epoch"]).await?;
+    ensure!(code == Some(1), "{output}");
     Ok(())
 }

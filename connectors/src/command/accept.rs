@@ -6,20 +6,32 @@ use std::sync::Arc;
 use kafka::checkpoint::{Read, ReadRequest, Reconcile};
 use service::fault::{self, in_force};
 
-use super::{Asked, ReadAccepted, ReadOrder, Refusal, condition};
+use super::{Asked, EpochEnds, ReadAccepted, ReadOrder, Refusal, condition};
 use crate::encode::envelope::now_us;
 use crate::error::LifeError;
 use crate::life::Life;
 use crate::progress::RequestError;
+use crate::slot;
 use crate::source::catalog::Table;
 use crate::source::{SourceError, identifier};
 
 const DOING: &str = "look at a condition";
 
 impl Life<'_> {
-    /// Takes a command and answers it: once it is recorded, or why not.
+    /// Takes a command and answers it: once it is recorded, or why not. An epoch that is to end
+    /// ends the life.
     pub(crate) async fn obey(&mut self, asked: Asked) -> Result<(), LifeError> {
-        let answer = match self.accept(&asked.order).await? {
+        let (order, reply) = match asked {
+            Asked::Read { order, reply } => (order, reply),
+            Asked::Epoch { reply } => {
+                let epoch = self.progress.epoch();
+                // Without a slot the next life begins an epoch, whoever's it is.
+                slot::give_up(&self.config.postgres.slot, &self.control.hold()).await?;
+                _ = reply.send(Ok(EpochEnds { epoch }));
+                return Err(LifeError::EpochAsked { epoch });
+            }
+        };
+        let answer = match self.accept(&order).await? {
             Ok(accepted) => {
                 fault::point("connector.before_request").await;
                 if in_force("request_recorded") {
@@ -31,7 +43,7 @@ impl Life<'_> {
             Err(refusal) => Err(refusal),
         };
         // Whoever asked may have gone; the read is asked for all the same.
-        _ = asked.reply.send(answer);
+        _ = reply.send(answer);
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! The commands `read` and `status`: they ask the connector that runs on this machine.
+//! The commands `read`, `epoch` and `status`: they ask the connector that runs on this machine.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::Value;
 
-use super::{ReadAccepted, ReadOrder, show};
+use super::{EpochEnds, ReadAccepted, ReadOrder, show};
 use crate::config::ConnectorConfig;
 
 /// For an answer; the connector itself waits a little less.
@@ -72,6 +72,14 @@ pub async fn read(config: &ConnectorConfig, arguments: &ReadArguments) -> ExitCo
     }
 }
 
+/// The command `epoch`.
+pub async fn epoch(config: &ConnectorConfig) -> ExitCode {
+    match begin_epoch(config).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error),
+    }
+}
+
 /// The command `status`.
 pub async fn status(config: &ConnectorConfig, arguments: StatusArguments) -> ExitCode {
     match look(config).await {
@@ -128,6 +136,31 @@ async fn ask_for_read(config: &ConnectorConfig, arguments: &ReadArguments) -> Re
     }
     println!("`connector status` tells how far it is");
     Ok(())
+}
+
+/// Returns once the next epoch stands in the checkpoint.
+async fn begin_epoch(config: &ConnectorConfig) -> Result<(), CliError> {
+    let address = address(config)?;
+    let request = client().post(format!("http://{address}/epochs"));
+    let answer = answer(address, request).await?;
+    let EpochEnds { epoch: last } = serde_json::from_value(answer)
+        .map_err(|error| CliError::Strange(address, error.to_string()))?;
+    println!("epoch {last} ends");
+    loop {
+        tokio::time::sleep(LOOK).await;
+        match look(config).await {
+            Ok(status) => {
+                if let Some(epoch) = status["epoch"].as_u64().filter(|epoch| *epoch > last) {
+                    println!(
+                        "epoch {epoch} has begun: all tables are read, `connector status` tells how far it is"
+                    );
+                    return Ok(());
+                }
+            }
+            Err(CliError::Unreachable(..)) => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Waits for the end of a read, through restarts of the connector.

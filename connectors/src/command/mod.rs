@@ -2,7 +2,8 @@
 //!
 //! `connector read` asks the admin port of the running owner for a table read. The life checks
 //! it against the source, writes it into a record, and answers only then: an accepted read
-//! survives whoever accepted it. `connector status` asks the same port how it goes.
+//! survives whoever accepted it. `connector epoch` has it give its slot up and begin anew.
+//! `connector status` asks the same port how it goes.
 //!
 //! ```text
 //! cli ──HTTP──▶ port ──▶ accept (in the life's task) ──▶ progress ──▶ record ──▶ the answer
@@ -49,6 +50,13 @@ pub struct ReadAccepted {
     pub reconcile: bool,
 }
 
+/// The answer to `POST /epochs`: the slot is given up, so that the next life begins an epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EpochEnds {
+    /// The epoch that ends.
+    pub epoch: u64,
+}
+
 /// Why a command is not obeyed. The message is the answer's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
@@ -59,11 +67,11 @@ pub(crate) enum Refusal {
     #[error("this connector does not lead now ({0}); ask the one that does, or ask again")]
     NotLeading(String),
     #[error(
-        "the connector has not answered within {0} s: it is inside a large transaction, or waits for the source; `connector status` tells whether it has accepted the read"
+        "the connector has not answered within {0} s: it is inside a large transaction, or waits for the source; `connector status` tells what it has accepted"
     )]
     Late(u64),
     #[error(
-        "the connector lost the source or Kafka meanwhile; `connector status` tells whether it has accepted the read"
+        "the connector lost the source or Kafka meanwhile; `connector status` tells what it has accepted"
     )]
     Lost,
     #[error(transparent)]
@@ -82,7 +90,15 @@ pub(crate) enum Refusal {
 
 /// A command on its way to the life.
 #[derive(Debug)]
-pub(crate) struct Asked {
-    order: ReadOrder,
-    reply: oneshot::Sender<Result<ReadAccepted, Refusal>>,
+pub(crate) enum Asked {
+    Read {
+        order: ReadOrder,
+        reply: Reply<ReadAccepted>,
+    },
+    Epoch {
+        reply: Reply<EpochEnds>,
+    },
 }
+
+/// The way back to whoever asked.
+type Reply<T> = oneshot::Sender<Result<T, Refusal>>;

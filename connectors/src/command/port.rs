@@ -9,10 +9,11 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
+use serde::Serialize;
 use service::fault::in_force;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Asked, ReadOrder, Refusal};
+use super::{Asked, ReadOrder, Refusal, Reply};
 use crate::progress::RequestError;
 use crate::status::StatusBoard;
 
@@ -43,9 +44,12 @@ impl Commands {
         }
     }
 
-    /// The route `/reads`.
+    /// The routes `/reads` and `/epochs`.
     pub(crate) fn router(board: StatusBoard) -> Router {
-        Router::new().route("/reads", post(reads)).with_state(board)
+        Router::new()
+            .route("/reads", post(reads))
+            .route("/epochs", post(epochs))
+            .with_state(board)
     }
 
     fn set(&self, to: Option<mpsc::Sender<Asked>>) {
@@ -83,8 +87,27 @@ async fn reads(
     headers: HeaderMap,
     Json(order): Json<ReadOrder>,
 ) -> Response {
-    let accepted = match local(peer, &headers) {
-        Ok(()) => ask(&board, order).await,
+    let asked = |reply| Asked::Read { order, reply };
+    answer(&board, peer, &headers, asked).await
+}
+
+/// `POST /epochs`, without a body: 202 and a [`super::EpochEnds`], or the sentence why not.
+async fn epochs(
+    State(board): State<StatusBoard>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+) -> Response {
+    answer(&board, peer, &headers, |reply| Asked::Epoch { reply }).await
+}
+
+async fn answer<T: Serialize>(
+    board: &StatusBoard,
+    peer: SocketAddr,
+    headers: &HeaderMap,
+    asked: impl FnOnce(Reply<T>) -> Asked,
+) -> Response {
+    let accepted = match local(peer, headers) {
+        Ok(()) => ask(board, asked).await,
         Err(refusal) => Err(refusal),
     };
     match accepted {
@@ -97,16 +120,14 @@ async fn reads(
     }
 }
 
-async fn ask(board: &StatusBoard, order: ReadOrder) -> Result<super::ReadAccepted, Refusal> {
+async fn ask<T>(board: &StatusBoard, asked: impl FnOnce(Reply<T>) -> Asked) -> Result<T, Refusal> {
     let leader = board.commands().leader();
     let leader = leader.ok_or_else(|| Refusal::NotLeading(board.sentence()))?;
     let (reply, answer) = oneshot::channel();
-    leader
-        .try_send(Asked { order, reply })
-        .map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => Refusal::Request(RequestError::TooMany),
-            mpsc::error::TrySendError::Closed(_) => Refusal::NotLeading(board.sentence()),
-        })?;
+    leader.try_send(asked(reply)).map_err(|error| match error {
+        mpsc::error::TrySendError::Full(_) => Refusal::Request(RequestError::TooMany),
+        mpsc::error::TrySendError::Closed(_) => Refusal::NotLeading(board.sentence()),
+    })?;
     match tokio::time::timeout(ANSWER_MAX, answer).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(_)) => Err(Refusal::Lost),
