@@ -116,9 +116,21 @@ async fn a_read_goes_on_at_the_chunk_of_each_range() -> Result<()> {
 /// Neither the stream nor other tables wait for an owner who has locked one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_locked_table_holds_up_nothing_but_its_own_read() -> Result<()> {
-    let rig = rig().await?;
+    is_left_alone_while_it_is_locked(&rig().await?).await
+}
+
+/// From 16 on a look at the publication as a whole opens every table of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn on_18_a_locked_table_holds_up_nothing_but_its_own_read() -> Result<()> {
+    let server = fixtures::servers().view().await?;
+    is_left_alone_while_it_is_locked(&Rig::on(server, &[ITEM, PART], DDL).await?).await
+}
+
+async fn is_left_alone_while_it_is_locked(rig: &Rig) -> Result<()> {
     let reads = "read_workers = 1\nlock_wait_ms_max = 60000";
-    let connector = rig.connector().reads(reads).start()?;
+    // A look at the catalog each second.
+    let looks = "check_ms = 1000";
+    let connector = rig.connector().postgres(looks).reads(reads).start()?;
     connector.ready().await?;
     let owner = rig.session().await?;
     owner
@@ -130,6 +142,12 @@ async fn a_locked_table_holds_up_nothing_but_its_own_read() -> Result<()> {
     let words = ["read", "--table", PART, "--wait"];
     let (code, output) = connector.command(&words).await?;
     ensure!(code == Some(0), "{output}");
+    let looked = || connector.log().matches("the catalog was looked at").count();
+    let looks = looked();
+    eventually("a look at the catalog", || async {
+        Ok((looked() > looks).then_some(()))
+    })
+    .await?;
     rig.run("UPDATE part SET n = 77 WHERE id = 5").await?;
     let mut journal = rig.journal()?;
     journal
@@ -156,7 +174,7 @@ async fn a_locked_table_holds_up_nothing_but_its_own_read() -> Result<()> {
             times(journal) == (Some(2), Some(2))
         })
         .await?;
-    equals_source(&rig, &mut journal, &[ITEM, PART]).await?;
+    equals_source(rig, &mut journal, &[ITEM, PART]).await?;
     assert_eq!(connector.metric("connector_lives_total").await?, Some(1.0));
     connector.kill().await;
     Ok(())

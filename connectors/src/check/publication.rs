@@ -5,6 +5,7 @@ use super::source::DOING;
 use super::table::sql_name;
 use super::{is_true, name};
 use crate::config::{ConnectorConfig, split_qualified};
+use crate::source::catalog::published;
 use crate::source::session::{Session, SourceError, identifier, literal};
 
 /// Is the publication there, and what is wrong with it?
@@ -98,17 +99,15 @@ async fn unlisted(
     let publication = &config.postgres.publication;
     // Without a replica identity the source refuses UPDATE and DELETE of whatever is published.
     let sql = format!(
-        "SELECT t.schemaname || '.' || t.tablename, r.oid IS NOT NULL, \
+        "SELECT n.nspname || '.' || c.relname, \
+             EXISTS (SELECT FROM pg_publication_rel r WHERE r.oid = p.entry), \
              c.relreplident <> 'f' AND i.indexrelid IS NULL \
-         FROM pg_publication_tables t JOIN pg_publication b ON b.pubname = t.pubname \
-         JOIN pg_namespace n ON n.nspname = t.schemaname \
-         JOIN pg_class c ON c.relname = t.tablename AND c.relnamespace = n.oid \
-         LEFT JOIN pg_publication_rel r ON r.prpubid = b.oid AND r.prrelid = c.oid \
+         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN {} ON true \
          LEFT JOIN pg_index i ON i.indrelid = c.oid AND i.indimmediate AND i.indisvalid \
              AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident \
                  ELSE false END \
-         WHERE t.pubname = {} ORDER BY 1",
-        literal(publication)
+         WHERE c.relkind = 'r' AND c.relpersistence = 'p' ORDER BY 1",
+        published(publication)
     );
     let rows = session.rows(DOING, &sql).await?;
     let is_listed = |table: &str| config.tables.iter().any(|listed| listed == table);

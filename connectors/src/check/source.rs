@@ -6,7 +6,7 @@ use tokio_postgres::error::SqlState;
 
 use super::finding::Finding;
 use super::publication::publication;
-use super::table::table;
+use super::table::tables;
 use super::{is_true, name};
 use crate::config::ConnectorConfig;
 use crate::source::session::{self, Session, SourceError, identifier, literal};
@@ -30,9 +30,7 @@ pub(super) async fn examine(
     findings.extend(slot(session, config).await?);
     let (published, found) = publication(session, config).await?;
     findings.extend(found);
-    for qualified in &config.tables {
-        findings.extend(table(session, config, qualified, published).await?);
-    }
+    findings.extend(tables(session, config, published).await?);
     Ok(findings)
 }
 

@@ -8,8 +8,8 @@ use super::{is_true, name};
 use crate::config::{ConnectorConfig, split_qualified};
 use crate::encode::Kind;
 use crate::source::Catalog;
-use crate::source::catalog::KEY_INDEX;
-use crate::source::session::{Session, SourceError, identifier, literal};
+use crate::source::catalog::{KEY_INDEX, PUBLISHED_COLUMN, named, published};
+use crate::source::session::{Session, SourceError, identifier};
 
 /// A table of the configuration, and who looks at it.
 struct Table<'a> {
@@ -21,70 +21,78 @@ struct Table<'a> {
     user: String,
 }
 
-/// Everything that is wrong with a table.
-pub(super) async fn table(
+/// Everything that is wrong with the configured tables, in their order.
+pub(super) async fn tables(
     session: &Session,
     config: &ConnectorConfig,
-    qualified: &str,
     published: bool,
 ) -> Result<Vec<Finding>, SourceError> {
-    let Some((schema, relation)) = split_qualified(qualified) else {
+    let Some(sql) = tables_sql(config) else {
         return Ok(Vec::new());
     };
-    let publication = &config.postgres.publication;
-    let sql = table_sql(publication, schema, relation);
-    let place = format!("table {qualified}");
-    let Some(row) = session.rows(DOING, &sql).await?.into_iter().next() else {
-        let cause = format!("the source has no table {qualified}");
-        let finding = Finding::wrong("no_table", place, cause);
-        return Ok(vec![finding.setting("tables", "correct the key tables")]);
-    };
-    if name(&row, 0) != "r" || name(&row, 9) != "p" {
-        let cause = format!(
-            "{qualified} is no ordinary table (partitioned, foreign and unlogged ones and views are not captured)"
-        );
-        let finding = Finding::wrong("not_ordinary", place, cause);
-        return Ok(vec![
-            finding.setting("tables", "take it out of the key tables"),
-        ]);
-    }
-    let table = Table {
-        qualified,
-        schema,
-        quoted: sql_name(qualified),
-        publication,
-        user: name(&row, 10).to_owned(),
-    };
-    let mut findings: Vec<_> = table.identity(&row).into_iter().collect();
-    findings.extend(table.rights(&row));
-    if published {
-        findings.extend(table.publication(&row));
-    }
+    let rows = session.rows(DOING, &sql).await?;
     // Only a published table's key is in the catalog.
-    if findings.is_empty() && published {
-        findings.extend(table.key_types(session).await?);
+    let catalog = match published {
+        true => Catalog::read(session, &config.postgres.publication, &config.tables).await?,
+        false => Catalog::default(),
+    };
+    let mut findings = Vec::new();
+    for qualified in &config.tables {
+        let Some((schema, relation)) = split_qualified(qualified) else {
+            continue;
+        };
+        let of = |row: &&SimpleQueryRow| name(row, 12) == schema && name(row, 13) == relation;
+        let place = format!("table {qualified}");
+        let Some(row) = rows.iter().find(of) else {
+            let cause = format!("the source has no table {qualified}");
+            let finding = Finding::wrong("no_table", place, cause);
+            findings.push(finding.setting("tables", "correct the key tables"));
+            continue;
+        };
+        if name(row, 0) != "r" || name(row, 9) != "p" {
+            let cause = format!(
+                "{qualified} is no ordinary table (partitioned, foreign and unlogged ones and views are not captured)"
+            );
+            let finding = Finding::wrong("not_ordinary", place, cause);
+            findings.push(finding.setting("tables", "take it out of the key tables"));
+            continue;
+        }
+        let table = Table {
+            qualified,
+            schema,
+            quoted: sql_name(qualified),
+            publication: &config.postgres.publication,
+            user: name(row, 10).to_owned(),
+        };
+        let mut found: Vec<_> = table.identity(row).into_iter().collect();
+        found.extend(table.rights(row));
+        if published {
+            found.extend(table.publication(row));
+        }
+        if found.is_empty() {
+            found.extend(table.key_types(&catalog));
+        }
+        findings.extend(found);
     }
     Ok(findings)
 }
 
-fn table_sql(publication: &str, schema: &str, relation: &str) -> String {
-    format!(
+fn tables_sql(config: &ConnectorConfig) -> Option<String> {
+    let named = named(&config.tables)?;
+    Some(format!(
         "SELECT c.relkind, c.relreplident, i.indexrelid IS NOT NULL, \
              has_schema_privilege(n.oid, 'USAGE'), has_table_privilege(c.oid, 'SELECT'), \
-             row_security_active(c.oid), p.pubname IS NOT NULL, p.rowfilter IS NOT NULL, \
-             (SELECT bool_and(a.attname = ANY (p.attnames)) FROM pg_attribute a \
+             row_security_active(c.oid), p.entry IS NOT NULL, p.filtered, \
+             (SELECT bool_and({PUBLISHED_COLUMN}) FROM pg_attribute a \
               WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
               AND a.attgenerated = ''), \
-             c.relpersistence, current_user, i.indimmediate \
-         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+             c.relpersistence, current_user, i.indimmediate, t.schema, t.name \
+         FROM {named} JOIN pg_namespace n ON n.nspname = t.schema \
+         JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.name \
          LEFT JOIN pg_index i ON i.indrelid = c.oid AND {KEY_INDEX} \
-         LEFT JOIN pg_publication_tables p \
-             ON p.pubname = {} AND p.schemaname = n.nspname AND p.tablename = c.relname \
-         WHERE n.nspname = {} AND c.relname = {}",
-        literal(publication),
-        literal(schema),
-        literal(relation)
-    )
+         LEFT JOIN {} ON true",
+        published(&config.postgres.publication)
+    ))
 }
 
 impl Table<'_> {
@@ -175,11 +183,10 @@ impl Table<'_> {
     }
 
     /// A key must be found again from a record's key, or a reconciliation could not ask for it.
-    async fn key_types(&self, session: &Session) -> Result<Vec<Finding>, SourceError> {
-        let tables = [self.qualified.to_owned()];
-        let catalog = Catalog::read(session, self.publication, &tables).await?;
-        let columns = catalog.tables.values().flat_map(|table| &table.key);
-        Ok(columns
+    fn key_types(&self, catalog: &Catalog) -> Vec<Finding> {
+        let table = catalog.tables.get(self.qualified);
+        let columns = table.into_iter().flat_map(|table| &table.key);
+        columns
             .filter(|column| !column.kind.is_invertible())
             .map(|column| {
                 let kind = match column.kind {
@@ -193,7 +200,7 @@ impl Table<'_> {
                 self.wrong("key_type", cause)
                     .setting("tables", "take the table out of the key tables")
             })
-            .collect())
+            .collect()
     }
 }
 

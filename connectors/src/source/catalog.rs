@@ -77,7 +77,8 @@ const FIRST_NORMAL_OID: u32 = 16_384;
 const BPCHAR: u32 = 1042;
 
 impl Catalog {
-    /// Reads the tables that exist and are published. What is missing is [`crate::check`]'s.
+    /// Reads the tables that exist and are published, in as many statements however many they are.
+    /// What is missing is [`crate::check`]'s.
     ///
     /// # Errors
     /// Where the session is lost.
@@ -87,49 +88,46 @@ impl Catalog {
         tables: &[String],
     ) -> Result<Self, SourceError> {
         let mut catalog = Self::default();
-        for qualified in tables {
-            let Some((schema, name)) = split_qualified(qualified) else {
-                continue;
-            };
-            let sql = format!(
-                "SELECT c.oid, i.indexrelid, c.relfilenode, coalesce( \
-                     (SELECT r.oid FROM pg_publication_rel r JOIN pg_publication p \
-                          ON p.oid = r.prpubid WHERE p.pubname = {0} AND r.prrelid = c.oid), \
-                     (SELECT s.oid FROM pg_publication_namespace s JOIN pg_publication p \
-                          ON p.oid = s.pnpubid WHERE p.pubname = {0} AND s.pnnspid = n.oid), 0), \
-                     (SELECT md5(string_agg(concat(a.attnum, ' ', a.xmin), ',' ORDER BY a.attnum)) \
-                      FROM pg_attribute a \
-                      WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) \
-                 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-                 JOIN pg_index i ON i.indrelid = c.oid AND {KEY_INDEX} \
-                 WHERE n.nspname = {1} AND c.relname = {2}",
-                literal(publication),
-                literal(schema),
-                literal(name)
-            );
-            let Some(row) = session.rows(DOING, &sql).await?.into_iter().next() else {
-                continue;
-            };
-            let oid = session::get(DOING, &row, 0)?;
-            let columns = catalog.columns(session, publication, oid).await?;
-            let index = session::get(DOING, &row, 1)?;
-            let key = catalog.key(session, oid, index).await?;
+        let Some(named) = named(tables) else {
+            return Ok(catalog);
+        };
+        let sql = format!(
+            "SELECT t.schema, t.name, c.oid, i.indexrelid, c.relfilenode, coalesce(p.entry, 0), \
+                 (SELECT md5(string_agg(concat(a.attnum, ' ', a.xmin), ',' ORDER BY a.attnum)) \
+                  FROM pg_attribute a \
+                  WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) \
+             FROM {named} JOIN pg_namespace n ON n.nspname = t.schema \
+             JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.name \
+             JOIN pg_index i ON i.indrelid = c.oid AND {KEY_INDEX} \
+             LEFT JOIN {} ON true",
+            published(publication)
+        );
+        let rows = session.rows(DOING, &sql).await?;
+        let numbers = |column| {
+            let numbers = rows.iter().map(|row| session::get(DOING, row, column));
+            numbers.collect::<Result<Vec<u32>, _>>()
+        };
+        let (oids, indexes) = (numbers(2)?, numbers(3)?);
+        let mut columns = catalog.columns_of(session, publication, &oids).await?;
+        let mut keys = catalog.keys(session, &indexes).await?;
+        for (row, oid) in rows.iter().zip(oids) {
+            let key = keys.remove(&oid).unwrap_or_default();
             let definition = Definition {
                 oid,
-                published: session::get(DOING, &row, 3)?,
+                published: session::get(DOING, row, 5)?,
                 key: key.iter().map(KeyColumn::named_form).collect(),
-                file_node: session::get(DOING, &row, 2)?,
-                attributes: session::get(DOING, &row, 4)?,
+                file_node: session::get(DOING, row, 4)?,
+                attributes: session::get(DOING, row, 6)?,
             };
             let table = Table {
                 oid,
-                schema: schema.to_owned(),
-                name: name.to_owned(),
-                columns,
+                schema: name(row, 0)?,
+                name: name(row, 1)?,
+                columns: columns.remove(&oid).unwrap_or_default(),
                 key,
                 definition,
             };
-            catalog.tables.insert(qualified.clone(), table);
+            catalog.tables.insert(table.qualified(), table);
         }
         Ok(catalog)
     }
@@ -144,47 +142,76 @@ impl Catalog {
         publication: &str,
         table: u32,
     ) -> Result<Vec<TableColumn>, SourceError> {
-        let rows = session
-            .rows(DOING, &columns_sql(publication, table))
-            .await?;
-        let mut columns = Vec::with_capacity(rows.len());
-        for row in rows {
+        let mut columns = self.columns_of(session, publication, &[table]).await?;
+        Ok(columns.remove(&table).unwrap_or_default())
+    }
+
+    /// Published columns of tables in each one's order. `pg_attribute` is read in the query's
+    /// snapshot, so in a read's session it is as old as the rows.
+    async fn columns_of(
+        &mut self,
+        session: &Session,
+        publication: &str,
+        tables: &[u32],
+    ) -> Result<HashMap<u32, Vec<TableColumn>>, SourceError> {
+        let mut columns: HashMap<u32, Vec<TableColumn>> = HashMap::new();
+        if tables.is_empty() {
+            return Ok(columns);
+        }
+        let sql = format!(
+            "SELECT c.oid, a.attname, a.atttypid, a.atttypmod FROM pg_class c \
+             JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
+             JOIN {} ON {PUBLISHED_COLUMN} WHERE c.oid IN ({}) ORDER BY a.attrelid, a.attnum",
+            published(publication),
+            list(tables)
+        );
+        for row in session.rows(DOING, &sql).await? {
             let (type_oid, type_modifier) =
-                (session::get(DOING, &row, 1)?, session::get(DOING, &row, 2)?);
-            columns.push(TableColumn {
-                name: name(&row, 0)?,
+                (session::get(DOING, &row, 2)?, session::get(DOING, &row, 3)?);
+            let column = TableColumn {
+                name: name(&row, 1)?,
                 type_oid,
                 type_modifier,
                 kind: self.kind(session, type_oid, type_modifier).await?,
-            });
+            };
+            let of = columns.entry(session::get(DOING, &row, 0)?);
+            of.or_default().push(column);
         }
         Ok(columns)
     }
 
-    async fn key(
+    /// The columns of these indexes, in their order, by table.
+    async fn keys(
         &mut self,
         session: &Session,
-        table: u32,
-        index: u32,
-    ) -> Result<Vec<KeyColumn>, SourceError> {
+        indexes: &[u32],
+    ) -> Result<HashMap<u32, Vec<KeyColumn>>, SourceError> {
+        let mut keys: HashMap<u32, Vec<KeyColumn>> = HashMap::new();
+        if indexes.is_empty() {
+            return Ok(keys);
+        }
         let sql = format!(
-            "SELECT a.attname, a.atttypid, a.atttypmod, format_type(a.atttypid, a.atttypmod) \
-             FROM pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, place) \
-             JOIN pg_attribute a ON a.attrelid = {table} AND a.attnum = k.attnum \
-             WHERE i.indexrelid = {index} AND k.place <= i.indnkeyatts \
-             ORDER BY k.place"
+            "SELECT i.indrelid, a.attname, a.atttypid, a.atttypmod, \
+                 format_type(a.atttypid, a.atttypmod) \
+             FROM pg_index i \
+             CROSS JOIN unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, place) \
+             JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum \
+             WHERE i.indexrelid IN ({}) AND k.place <= i.indnkeyatts \
+             ORDER BY i.indrelid, k.place",
+            list(indexes)
         );
-        let mut key = Vec::new();
         for row in session.rows(DOING, &sql).await? {
             let (type_oid, modifier) =
-                (session::get(DOING, &row, 1)?, session::get(DOING, &row, 2)?);
-            key.push(KeyColumn {
-                name: name(&row, 0)?,
+                (session::get(DOING, &row, 2)?, session::get(DOING, &row, 3)?);
+            let column = KeyColumn {
+                name: name(&row, 1)?,
                 kind: self.kind(session, type_oid, modifier).await?,
-                type_name: name(&row, 3)?,
-            });
+                type_name: name(&row, 4)?,
+            };
+            let of = keys.entry(session::get(DOING, &row, 0)?);
+            of.or_default().push(column);
         }
-        Ok(key)
+        Ok(keys)
     }
 
     /// The form of a column's values, a domain's being that of what it is made from.
@@ -252,20 +279,47 @@ impl TableColumn {
     }
 }
 
-/// Published columns of a table in its order: name, type, modifier. `pg_attribute` is read in
-/// the query's snapshot, so in a read's session it is as old as the rows.
-#[must_use]
-pub fn columns_sql(publication: &str, table: u32) -> String {
+/// Tables `t` by schema and name, in SQL; none: there are none.
+pub(crate) fn named(tables: &[String]) -> Option<String> {
+    let tables = tables.iter().filter_map(|table| split_qualified(table));
+    let rows = tables.map(|(schema, name)| format!("({}, {})", literal(schema), literal(name)));
+    let rows = rows.collect::<Vec<_>>().join(", ");
+    (!rows.is_empty()).then(|| format!("(VALUES {rows}) AS t(schema, name)"))
+}
+
+/// What a publication has of a table `c`, as `p`: a row, or none where it lacks the table.
+///
+/// From 16 on the view `pg_publication_tables` opens every table of the publication, so one that
+/// its owner has locked would hold up all that is asked of the others.
+pub(crate) fn published(publication: &str) -> String {
     format!(
-        "SELECT a.attname, a.atttypid, a.atttypmod FROM pg_attribute a \
-         WHERE a.attrelid = {table} AND a.attnum > 0 AND NOT a.attisdropped AND a.attname = ANY (( \
-             SELECT p.attnames FROM pg_publication_tables p \
-             JOIN pg_class c ON c.relname = p.tablename \
-             JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = p.schemaname \
-             WHERE p.pubname = {} AND c.oid = {table})::name[]) \
-         ORDER BY a.attnum",
+        "LATERAL (SELECT coalesce(r.oid, s.oid, 0) AS entry, r.prattrs, \
+             r.prqual IS NOT NULL AS filtered, \
+             coalesce(to_jsonb(b) ->> 'pubgencols' = 's', false) AS generated \
+         FROM pg_publication b \
+         LEFT JOIN pg_publication_rel r ON r.prpubid = b.oid AND r.prrelid = c.oid \
+         LEFT JOIN pg_publication_namespace s \
+             ON s.pnpubid = b.oid AND s.pnnspid = c.relnamespace \
+         WHERE b.pubname = {} AND (b.puballtables OR r.oid IS NOT NULL OR s.oid IS NOT NULL \
+             OR NOT b.pubviaroot AND EXISTS ( \
+                 SELECT FROM pg_partition_ancestors(c.oid) AS above \
+                 JOIN pg_class o ON o.oid = above.relid \
+                 WHERE EXISTS (SELECT FROM pg_publication_rel \
+                               WHERE prpubid = b.oid AND prrelid = o.oid) \
+                 OR EXISTS (SELECT FROM pg_publication_namespace \
+                            WHERE pnpubid = b.oid AND pnnspid = o.relnamespace)))) AS p",
         literal(publication)
     )
+}
+
+/// Has the publication's entry `p` this column `a`? Computed ones only where it says so.
+pub(crate) const PUBLISHED_COLUMN: &str = "(CASE WHEN p.prattrs IS NULL \
+     THEN a.attgenerated = '' OR a.attgenerated = 's' AND p.generated \
+     ELSE a.attnum = ANY (p.prattrs::int2[]) END)";
+
+fn list(oids: &[u32]) -> String {
+    let oids: Vec<_> = oids.iter().map(u32::to_string).collect();
+    oids.join(", ")
 }
 
 fn name(row: &SimpleQueryRow, column: usize) -> Result<String, SourceError> {
