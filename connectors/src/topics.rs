@@ -59,15 +59,29 @@ pub(crate) fn extend(held: &mut Offsets, offsets: &Offsets) {
     }
 }
 
+/// The topics that are looked at.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    /// In which each key has one partition.
+    pub(crate) keyed: Vec<String>,
+    /// In which more partitions harm nobody.
+    pub(crate) quarantine: String,
+}
+
 /// Returns once a topic is not what it was. That Kafka does not answer is the producer's to say.
-pub(crate) async fn watch(topics: Topics, names: Vec<String>, held: Held) -> LifeError {
+pub(crate) async fn watch(topics: Topics, watched: Watched, held: Held) -> LifeError {
+    let Watched {
+        keyed: mut names,
+        quarantine,
+    } = watched;
+    names.push(quarantine.clone());
     loop {
         for some in names.chunks(TOPICS_PER_LOOK) {
             tokio::time::sleep(LOOK).await;
             let before = held.of(some);
             match topics.standing_since(some, &before).await {
                 Ok(now) => {
-                    if let Some(error) = changed(&topics, &before, &now)
+                    if let Some(error) = changed(&topics, &quarantine, &before, &now)
                         && in_force("topics_watched")
                     {
                         return error.into();
@@ -81,11 +95,17 @@ pub(crate) async fn watch(topics: Topics, names: Vec<String>, held: Held) -> Lif
     }
 }
 
-fn changed(topics: &Topics, before: &Offsets, now: &Offsets) -> Option<TopicError> {
+fn changed(
+    topics: &Topics,
+    quarantine: &str,
+    before: &Offsets,
+    now: &Offsets,
+) -> Option<TopicError> {
     if let Some(error) = shorter(before, now) {
         return Some(error);
     }
-    now.iter().find_map(|(topic, ends)| {
+    let mut keyed = now.iter().filter(|(topic, _)| *topic != quarantine);
+    keyed.find_map(|(topic, ends)| {
         let then = before.get(topic)?.len();
         let count = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
         (ends.len() > then && then > 0)
