@@ -102,6 +102,7 @@ pub(crate) async fn live(
     shutdown: &CancellationToken,
 ) -> Result<(), LifeError> {
     counter!(names::LIVES).increment(1);
+    status.motion().waits().clear();
     status.connecting();
     let postgres = config
         .postgres
@@ -121,15 +122,17 @@ pub(crate) async fn live(
     let guard = slot::guard(config, status, control.pulse());
     let life = async {
         let mut life = Box::pin(Life::take_over(config, status, &postgres, control)).await?;
+        let waits = status.motion().waits();
         let watched = Watched {
             keyed: keyed_topics(config),
             quarantine: quarantine_topic(config),
         };
-        let topics = topics::watch(life.topics.clone(), watched, life.held.clone());
+        let topics = topics::watch(life.topics.clone(), watched, life.held.clone(), waits);
         let readable = readable::watch(
             life.topics.clone(),
             life.readable.clone(),
             life.feedback.clone(),
+            waits,
         );
         let followed = tokio::select! {
             followed = Box::pin(life.follow(shutdown)) => followed,
@@ -257,7 +260,7 @@ impl<'a> Life<'a> {
             stream,
             topics,
             held: Held::new(ends),
-            readable: Readable::default(),
+            readable: Readable::new(progress.position()),
             delivery: Delivery::new(producer, checkpoint_topic(config), quarantine),
             recorded: progress.position(),
             progress,
