@@ -59,6 +59,7 @@ pub(super) async fn table(
     findings.extend(table.rights(&row));
     if published {
         findings.extend(table.publication(&row));
+        findings.extend(table.generated_key(&row));
     }
     // Only a published table's key is in the catalog.
     if findings.is_empty() && published {
@@ -66,6 +67,9 @@ pub(super) async fn table(
     }
     Ok(findings)
 }
+
+/// Before version 18 no publication has generated columns, although the catalog may name them.
+const PUBLISHES_NONE: &str = "current_setting('server_version_num')::int4 < 180000";
 
 fn table_sql(publication: &str, schema: &str, relation: &str) -> String {
     format!(
@@ -75,7 +79,11 @@ fn table_sql(publication: &str, schema: &str, relation: &str) -> String {
              (SELECT bool_and(a.attname = ANY (p.attnames)) FROM pg_attribute a \
               WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
               AND a.attgenerated = ''), \
-             c.relpersistence, current_user, i.indimmediate \
+             c.relpersistence, current_user, i.indimmediate, \
+             (SELECT string_agg(a.attname, ', ' ORDER BY a.attnum) FROM pg_attribute a \
+              WHERE a.attrelid = c.oid AND a.attnum = ANY (i.indkey::int2[]) \
+              AND a.attgenerated <> '' AND ({PUBLISHES_NONE} OR a.attname <> ALL (p.attnames))), \
+             {PUBLISHES_NONE} \
          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
          LEFT JOIN pg_index i ON i.indrelid = c.oid AND {KEY_INDEX} \
          LEFT JOIN pg_publication_tables p \
@@ -172,6 +180,26 @@ impl Table<'_> {
         } else {
             None
         }
+    }
+
+    /// Does the log tell the whole key? It leaves out generated columns that are not published.
+    fn generated_key(&self, row: &SimpleQueryRow) -> Option<Finding> {
+        let columns = Some(name(row, 12)).filter(|columns| !columns.is_empty())?;
+        let (qualified, quoted) = (self.qualified, &self.quoted);
+        let cause = format!(
+            "the key of {qualified} has a generated column ({columns}), which the log does not tell"
+        );
+        let finding = self.wrong("generated_key", cause);
+        let other_index = format!("ALTER TABLE {quoted} REPLICA IDENTITY USING INDEX …;");
+        let other_index_note =
+            "with a unique index over columns that are not null and not generated";
+        if is_true(row, 13) {
+            return Some(finding.sql(other_index).note(other_index_note));
+        }
+        let publication = identifier(self.publication);
+        let publish = "publish_generated_columns = stored";
+        let finding = finding.sql(format!("ALTER PUBLICATION {publication} SET ({publish});"));
+        Some(finding.note(&format!("or, {other_index_note}, {other_index}")))
     }
 
     /// A key must be found again from a record's key, or a reconciliation could not ask for it.
