@@ -86,6 +86,33 @@ async fn a_checkpoint_topic_that_is_deleted_begins_a_new_epoch() -> Result<()> {
     begins_a_new_epoch(&rig, &connector, before).await
 }
 
+/// Somebody has to start another version, or to begin anew: trying again does not help.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_of_another_version_stops_the_connector_with_the_way_out() -> Result<()> {
+    let rig = rig().await?;
+    let connector = rig.connector().start()?;
+    connector.ready().await?;
+    let before = epoch(&connector).await?;
+    connector.kill().await;
+    rig.write("checkpoint", "checkpoint", r#"{"version":99}"#)
+        .await?;
+    let (code, log) = rig.connector().start()?.ended().await?;
+    ensure!(code == Some(2), "{log}");
+    let said = log.lines().find(|line| line.starts_with("error: "));
+    let said = said.with_context(|| log.clone())?;
+    for part in [
+        "record ",
+        "no checkpoint that this version",
+        "delete the topic",
+    ] {
+        ensure!(said.contains(part), "{said}");
+    }
+    rig.run("DELETE FROM item WHERE id = 1").await?;
+    rig.delete_topic("checkpoint").await?;
+    let next = rig.connector().start()?;
+    begins_a_new_epoch(&rig, &next, before).await
+}
+
 /// The events of one key would stand in two partitions, in no order.
 #[tokio::test(flavor = "multi_thread")]
 async fn partitions_that_are_added_stop_the_connector_until_the_topic_is_made_anew() -> Result<()> {

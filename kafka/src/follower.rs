@@ -66,7 +66,8 @@ pub enum FollowerError {
     Partition(#[from] PartitionError),
     #[error(
         "record {offset} of {topic} is no checkpoint that this version understands; if a newer \
-         version wrote it, start that one"
+         version wrote it, start that one; else stop the source's connector and delete the topic: \
+         its next start makes it anew and reads all tables again"
     )]
     Record {
         topic: String,
