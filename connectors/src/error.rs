@@ -7,6 +7,7 @@ use kafka::follower::FollowerError;
 use kafka::producer::ProducerError;
 use kafka::producer::hanging::HangingError;
 use kafka::topic::TopicError;
+use service::fault::in_force;
 
 use crate::check::CheckError;
 use crate::encode::EncodeError;
@@ -118,6 +119,13 @@ impl LifeError {
             Self::Producer(error) if error.is_setup() => Remedy::Stop,
             Self::Hanging(error) if error.is_setup() => Remedy::Stop,
             Self::Undecodable { .. } | Self::Quarantine(_) => Remedy::Stop,
+            // Whoever tries again meets the same bytes.
+            Self::Replication(ReplicationError::Decode(_))
+            | Self::Follower(FollowerError::Record { .. })
+                if in_force("unreadable_stops") =>
+            {
+                Remedy::Stop
+            }
             // What the source refuses for good, the next life's check says as a fault.
             Self::Check(CheckError::Source(_) | CheckError::NotNow(_))
             | Self::Source(_)
@@ -152,5 +160,26 @@ impl LifeError {
             next = error.source();
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::replication::DecodeError;
+
+    #[test]
+    fn a_message_that_this_version_does_not_know_stops_it_with_the_way_out() {
+        let unknown = ReplicationError::from(DecodeError::UnknownMessage('S'));
+        let error = LifeError::from(unknown);
+        assert_eq!(error.remedy(), Remedy::Stop);
+        let said = error.chain();
+        for part in [
+            "no message 'S'",
+            "start a version",
+            "pg_drop_replication_slot",
+        ] {
+            assert!(said.contains(part), "{said}");
+        }
     }
 }

@@ -38,11 +38,14 @@ use crate::snapshot::view::Settling;
 use crate::source::{Catalog, Control, Pulse, Session, SourceError, Unsettled, WalLayout};
 use crate::status::{State, StatusBoard, names};
 use crate::stream::Transaction;
-use crate::topics::{self, Held};
+use crate::topics::{self, Held, Watched};
 use crate::watch::Activity;
 
 pub(crate) use takeover::partitions_added;
-use takeover::{Beginning, drop_slot, ends_of_tables, replication_config, take_in_order};
+use takeover::{
+    Beginning, drop_slot, ends_of_topics, hold_quarantine, replication_config, take_in_order,
+};
+pub(crate) use takeover::{ends_recorded, quarantine_lost};
 
 /// The source ends a statement of a read by itself; an answer that takes so much longer is lost.
 const ANSWER_MARGIN: Duration = Duration::from_secs(5);
@@ -99,6 +102,7 @@ pub(crate) async fn live(
     shutdown: &CancellationToken,
 ) -> Result<(), LifeError> {
     counter!(names::LIVES).increment(1);
+    status.motion().waits().clear();
     status.connecting();
     let postgres = config
         .postgres
@@ -118,11 +122,17 @@ pub(crate) async fn live(
     let guard = slot::guard(config, status, control.pulse());
     let life = async {
         let mut life = Box::pin(Life::take_over(config, status, &postgres, control)).await?;
-        let topics = topics::watch(life.topics.clone(), all_topics(config), life.held.clone());
+        let waits = status.motion().waits();
+        let watched = Watched {
+            keyed: keyed_topics(config),
+            quarantine: quarantine_topic(config),
+        };
+        let topics = topics::watch(life.topics.clone(), watched, life.held.clone(), waits);
         let readable = readable::watch(
             life.topics.clone(),
             life.readable.clone(),
             life.feedback.clone(),
+            waits,
         );
         let followed = tokio::select! {
             followed = Box::pin(life.follow(shutdown)) => followed,
@@ -189,12 +199,16 @@ impl<'a> Life<'a> {
         topics.ensure_quarantine(&quarantine).await?;
 
         let replication = replication_config(config, postgres)?;
-        let (taken, producer, last) = take_in_order(config, status, &replication, &control).await?;
+        let (taken, producer, mut last) =
+            take_in_order(config, status, &replication, &control).await?;
         let server = Server {
             flushed: control.flushed().await?,
             ..taken.server
         };
-        let ends = ends_of_tables(config, &topics, last.as_ref()).await?;
+        let ends = ends_of_topics(config, &topics, last.as_ref()).await?;
+        if let Some(last) = &mut last {
+            hold_quarantine(config, last, &ends);
+        }
         let lasts = epoch::lasts(last.as_ref(), taken.slot, &server, &ends);
         let (mut progress, stream, begun) = match lasts {
             Ok(last) => {
@@ -246,7 +260,7 @@ impl<'a> Life<'a> {
             stream,
             topics,
             held: Held::new(ends),
-            readable: Readable::default(),
+            readable: Readable::new(progress.position()),
             delivery: Delivery::new(producer, checkpoint_topic(config), quarantine),
             recorded: progress.position(),
             progress,
@@ -324,7 +338,8 @@ pub(crate) fn topic_names(config: &ConnectorConfig) -> Vec<String> {
     tables.map(|table| table_topic(config, table)).collect()
 }
 
-fn all_topics(config: &ConnectorConfig) -> Vec<String> {
+/// Those whose keys each have one partition.
+fn keyed_topics(config: &ConnectorConfig) -> Vec<String> {
     let mut names = topic_names(config);
     names.push(checkpoint_topic(config));
     names

@@ -12,6 +12,7 @@
 //! | `connector_epoch` | the epoch, in seconds since 1970 when it began or one more than the last |
 //! | `connector_position_bytes`, `connector_reach_bytes`, `connector_wal_end_bytes` | LSNs |
 //! | `connector_lag_bytes` | WAL of the source behind the position |
+//! | `connector_unconfirmed_bytes` | WAL between what PostgreSQL was told and the last record |
 //! | `connector_current_at_seconds` | when the topics were last known to be all that the source had |
 //! | `connector_unsettled_transactions` | sent, not yet known to be visible in the source |
 //! | `connector_buffered_bytes` | received from the slot, not yet handled |
@@ -68,6 +69,7 @@ pub(crate) mod names {
     pub(crate) const REACH: &str = "connector_reach_bytes";
     pub(crate) const WAL_END: &str = "connector_wal_end_bytes";
     pub(crate) const LAG: &str = "connector_lag_bytes";
+    pub(crate) const UNCONFIRMED: &str = "connector_unconfirmed_bytes";
     pub(crate) const CURRENT_AT: &str = "connector_current_at_seconds";
     pub(crate) const UNSETTLED: &str = "connector_unsettled_transactions";
     pub(crate) const BUFFERED: &str = "connector_buffered_bytes";
@@ -402,6 +404,11 @@ pub fn describe() {
     describe_gauge!(names::REACH, Unit::Bytes, "LSN that the topics reach");
     describe_gauge!(names::WAL_END, Unit::Bytes, "LSN of the source's WAL end");
     describe_gauge!(names::LAG, Unit::Bytes, "WAL behind the position");
+    describe_gauge!(
+        names::UNCONFIRMED,
+        Unit::Bytes,
+        "WAL between the position that PostgreSQL was told and that of the last record"
+    );
     describe_gauge!(names::CURRENT_AT, Unit::Seconds, "when last known current");
     describe_gauge!(
         names::UNSETTLED,

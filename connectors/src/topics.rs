@@ -3,6 +3,7 @@
 //! An idle table's topic can be deleted, made anew, or given partitions without any send that
 //! fails. So while a life goes on, the topics are looked at beside it.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use kafka::topic::{TopicError, Topics, shorter};
 use service::fault::in_force;
 
 use crate::error::LifeError;
+use crate::watch::{Awaited, Waits};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(5);
@@ -59,33 +61,79 @@ pub(crate) fn extend(held: &mut Offsets, offsets: &Offsets) {
     }
 }
 
-/// Returns once a topic is not what it was. That Kafka does not answer is the producer's to say.
-pub(crate) async fn watch(topics: Topics, names: Vec<String>, held: Held) -> LifeError {
+/// The topics that are looked at.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    /// In which each key has one partition.
+    pub(crate) keyed: Vec<String>,
+    /// In which more partitions harm nobody.
+    pub(crate) quarantine: String,
+}
+
+/// Returns once a topic is not what it was. That Kafka does not answer is said as a stall: the
+/// topics that are written to are none the worse for it.
+pub(crate) async fn watch(
+    topics: Topics,
+    watched: Watched,
+    held: Held,
+    waits: &Waits,
+) -> LifeError {
+    let Watched {
+        keyed: mut names,
+        quarantine,
+    } = watched;
+    names.push(quarantine.clone());
+    // Whose last look failed.
+    let mut unseen = BTreeSet::new();
     loop {
-        for some in names.chunks(TOPICS_PER_LOOK) {
+        for (place, some) in names.chunks(TOPICS_PER_LOOK).enumerate() {
             tokio::time::sleep(LOOK).await;
             let before = held.of(some);
+            waits.begin(Awaited::Ends, || sentence(""));
             match topics.standing_since(some, &before).await {
                 Ok(now) => {
-                    if let Some(error) = changed(&topics, &before, &now)
+                    if let Some(error) = changed(&topics, &quarantine, &before, &now)
                         && in_force("topics_watched")
                     {
                         return error.into();
                     }
                     held.extend(&now);
+                    unseen.remove(&place);
+                    if unseen.is_empty() {
+                        waits.end(Awaited::Ends);
+                    }
                     tracing::debug!(topics = some.len(), "looked at the topics");
                 }
-                Err(error) => tracing::debug!(%error, "cannot look at the topics: {error}"),
+                Err(error) => {
+                    let reason = LifeError::from(error).chain();
+                    tracing::debug!(error = reason, "cannot look at the topics: {reason}");
+                    unseen.insert(place);
+                    waits.explain(Awaited::Ends, sentence(&format!(" ({reason})")));
+                }
             }
         }
     }
 }
 
-fn changed(topics: &Topics, before: &Offsets, now: &Offsets) -> Option<TopicError> {
+fn sentence(why: &str) -> String {
+    format!(
+        "Kafka does not say where the topics end{why}, so that one that is deleted would not be \
+         missed; see whether each partition has a leader (kafka-topics.sh --describe \
+         --unavailable-partitions)"
+    )
+}
+
+fn changed(
+    topics: &Topics,
+    quarantine: &str,
+    before: &Offsets,
+    now: &Offsets,
+) -> Option<TopicError> {
     if let Some(error) = shorter(before, now) {
         return Some(error);
     }
-    now.iter().find_map(|(topic, ends)| {
+    let mut keyed = now.iter().filter(|(topic, _)| *topic != quarantine);
+    keyed.find_map(|(topic, ends)| {
         let then = before.get(topic)?.len();
         let count = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
         (ends.len() > then && then > 0)

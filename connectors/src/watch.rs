@@ -4,7 +4,8 @@
 //! slot waits for every transaction that runs), and a defect has none. So the life only counts:
 //! what it is doing, how often it came round, how far the log has come. A task beside it looks
 //! at these numbers each second. When they stand still for `stall_ms`, state, health, metric and
-//! log say so, and in which step; when they move again, likewise.
+//! log say so, and in which step; when they move again, likewise. What tasks beside the life wait
+//! for stands in `waits`, and is said in the same way.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -14,6 +15,10 @@ use metrics::{counter, gauge};
 use service::fault::in_force;
 
 use crate::status::{StatusBoard, names};
+
+mod waits;
+
+pub(crate) use waits::{Awaited, Waits};
 
 /// How often the numbers are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -107,6 +112,7 @@ pub(crate) struct Motion {
     received: AtomicU64,
     /// The source's WAL end, as the control session said last.
     flushed: AtomicU64,
+    waits: Waits,
 }
 
 impl Default for Motion {
@@ -117,6 +123,7 @@ impl Default for Motion {
             handled: AtomicU64::new(0),
             received: AtomicU64::new(0),
             flushed: AtomicU64::new(0),
+            waits: Waits::default(),
         }
     }
 }
@@ -139,6 +146,11 @@ impl Motion {
         self.received.store(received.0, Ordering::Relaxed);
         self.flushed.store(flushed.0, Ordering::Relaxed);
         self.begin(Activity::Streaming);
+    }
+
+    /// What is waited for beside the life.
+    pub(crate) fn waits(&self) -> &Waits {
+        &self.waits
     }
 
     fn look(&self) -> Look {
@@ -230,7 +242,9 @@ pub(crate) async fn watch(status: StatusBoard, stall: Duration) {
         ticks.tick().await;
         let now = Instant::now();
         status.tick();
-        let found = watcher.look(status.motion().look(), now);
+        let motion = status.motion();
+        let found = watcher.look(motion.look(), now);
+        let found = found.or_else(|| motion.waits().overdue(stall, now));
         match found.filter(|_| in_force("say_stalls")) {
             Some((lasts, sentence)) => {
                 gauge!(names::STALLED).set(lasts.as_secs_f64());

@@ -345,3 +345,42 @@ async fn help_names_every_command_and_exit_code() -> Result<()> {
     }
     Ok(())
 }
+
+/// The log leaves generated columns out, so that of a row that is gone it would tell no key.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_generated_column_in_a_key_is_found_and_what_is_said_mends_it() -> Result<()> {
+    const GENERATED: &str = "CREATE TABLE item (id bigint NOT NULL, \
+         code bigint GENERATED ALWAYS AS (id * 2) STORED PRIMARY KEY)";
+    for version in [Version::Legacy15, Version::View18] {
+        let server = Postgres::start(version).await?;
+        let rig = Rig::on(&server, &[ITEM], GENERATED).await?;
+        rig.run("CREATE UNIQUE INDEX other ON item (id)").await?;
+        let (code, report) = json(&rig.connector()).await?;
+        assert_eq!((code, codes(&report)), (Some(2), vec!["generated_key"]));
+        let found = finding(&report, "generated_key")?;
+        let cause = found["cause"].as_str().unwrap_or_default();
+        ensure!(
+            cause.contains("public.item") && cause.contains("(code)"),
+            "{cause}"
+        );
+        let (code, output) = rig.connector().start()?.ended().await?;
+        ensure!(code == Some(2) && output.contains(cause), "{output}");
+
+        let sql = found["sql"].as_str().context("no SQL")?;
+        rig.run(&sql.replace('…', "other")).await?;
+        let (code, report) = json(&rig.connector()).await?;
+        assert_eq!((code, codes(&report)), (Some(0), vec![]), "{report:#}");
+        let connector = rig.connector().start()?;
+        connector.ready().await?;
+        rig.run(
+            "INSERT INTO item SELECT generate_series(1, 3); DELETE FROM item WHERE id = 2; \
+                 UPDATE item SET id = 7 WHERE id = 3",
+        )
+        .await?;
+        let mut journal = rig.journal()?;
+        journal.until_position(rig.wal_lsn().await?).await?;
+        assert_eq!(journal.tables()[ITEM].len(), 2, "{:?}", journal.tables());
+        connector.kill().await;
+    }
+    Ok(())
+}

@@ -1,6 +1,8 @@
 //! Kafka decides to commit, dies before anybody can read it, and never ends the transaction.
 
-use anyhow::{Result, ensure};
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
 use fixtures::markers::MarkedKafka;
 use kafka::Lsn;
 
@@ -53,5 +55,66 @@ async fn what_nobody_can_read_is_not_confirmed_and_not_lost() -> Result<()> {
         .await?;
     ensure!(ended > Some(0.0), "{ended:?} partitions hung");
     assert_eq!(connector.status().await?["epoch"], epoch);
+    Ok(())
+}
+
+/// The folder in which a partition stands alone.
+fn disk_of(folder: &Path, partition: &str) -> Result<std::path::PathBuf> {
+    for disk in std::fs::read_dir(folder)? {
+        let disk = disk?.path();
+        if disk.join(partition).exists() {
+            return Ok(disk);
+        }
+    }
+    anyhow::bail!("{partition} stands nowhere")
+}
+
+/// A disk of the broker's fails, and with it the leader of one partition. Whether its markers are
+/// there nobody can say; a new life could not take over without it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_is_lost_after_a_commit_is_said_and_the_source_keeps_its_wal() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    // More than there are partitions: a broker puts each where there are the fewest.
+    let disks = (0..16).map(|disk| folder.path().join(disk.to_string()).display().to_string());
+    let properties = [
+        ("log.dirs", &*disks.collect::<Vec<_>>().join(",")),
+        ("transaction.state.log.num.partitions", "1"),
+        // A failed disk is noticed when something is written to it.
+        ("log.flush.offset.checkpoint.interval.ms", "200"),
+    ];
+    let broker = MarkedKafka::start_with(&properties).await?;
+    let mut rig = Rig::new(&[ITEM], DDL).await?;
+    rig.bootstrap = broker.kafka.bootstrap();
+    let connector = rig.connector().start()?;
+    connector.ready().await?;
+    equals_source(&rig, &mut rig.journal()?, &[ITEM]).await?;
+    let disk = disk_of(folder.path(), &format!("{}-0", rig.topic(ITEM)))?;
+
+    broker.markers.down();
+    rig.run("UPDATE item SET n = -n").await?;
+    let written = rig.wal_lsn().await?;
+    eventually("Kafka has decided", || async {
+        let position = connector.status().await?["position"].clone();
+        let position = serde_json::from_value::<Lsn>(position)?;
+        Ok((position >= written).then_some(()))
+    })
+    .await?;
+    std::fs::rename(&disk, folder.path().join("gone")).context("the disk")?;
+    let said = eventually("it says that nobody can tell", || async {
+        let status = connector.status().await?;
+        let reason = status["reason"].as_str().unwrap_or_default().to_owned();
+        let said = status["state"] == "stalled" && reason.contains("does not show what was");
+        Ok(said.then_some(reason))
+    })
+    .await
+    .with_context(|| connector.log())?;
+    ensure!(said.contains("cannot ask Kafka"), "{said}");
+    connector.logged("does not show what was committed").await?;
+    let behind = connector.metric("connector_unconfirmed_bytes").await?;
+    ensure!(behind > Some(0.0), "{behind:?} bytes behind");
+    let confirmed = rig.confirmed().await?.unwrap_or(Lsn::ZERO);
+    ensure!(confirmed < written, "PostgreSQL may forget {confirmed}");
+    let lives = connector.metric("connector_lives_total").await?;
+    assert_eq!(lives, Some(1.0));
     Ok(())
 }

@@ -19,6 +19,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use futures_util::FutureExt as _;
+
 use crate::config::KafkaConfig;
 use crate::partition::{PartitionConsumer, PartitionError, PartitionReader, Read};
 use crate::topic;
@@ -31,7 +33,8 @@ pub use checkpoint_log::{last_offset, last_record};
 pub use scan::{TopicScan, record};
 pub use step::{Event, Standing, Step};
 
-/// Names `<source>.quarantine` among the tables: its records come before those of the tables.
+/// Names `<source>.quarantine` among the tables: its records come before those of the tables. Made
+/// anew, it is read from its beginning, while a reader of a table that was made anew rebuilds.
 pub const QUARANTINE: &str = "quarantine";
 
 /// How much at once, and which tables.
@@ -63,7 +66,8 @@ pub enum FollowerError {
     Partition(#[from] PartitionError),
     #[error(
         "record {offset} of {topic} is no checkpoint that this version understands; if a newer \
-         version wrote it, start that one"
+         version wrote it, start that one; else stop the source's connector and delete the topic: \
+         its next start makes it anew and reads all tables again"
     )]
     Record {
         topic: String,
@@ -71,7 +75,10 @@ pub enum FollowerError {
         #[source]
         source: serde_json::Error,
     },
-    #[error("a checkpoint names topic {topic}, which does not exist; start a new epoch")]
+    #[error(
+        "a checkpoint names topic {topic}, which does not exist; start the source's connector, \
+         which makes it anew"
+    )]
     Missing { topic: String },
     #[error("records of topic {topic} that are still needed are gone; start a new epoch")]
     Lost { topic: String },
@@ -84,6 +91,9 @@ pub struct Follower {
     readers: BTreeMap<(Arc<str>, i32), PartitionReader>,
     log: Option<CheckpointLog>,
     consumer: PartitionConsumer,
+    config: KafkaConfig,
+    /// The clients' own.
+    name: String,
     checkpoint_topic: Arc<str>,
     /// What a topic's name begins with, before `schema.table`.
     prefix: String,
@@ -113,10 +123,13 @@ impl Follower {
         standing: Standing,
         options: FollowerOptions,
     ) -> Result<Self, FollowerError> {
+        let name = format!("{source}.follower");
         Ok(Self {
             readers: BTreeMap::new(),
             log: None,
-            consumer: PartitionConsumer::new(config, &format!("{source}.follower"))?,
+            consumer: PartitionConsumer::new(config, &name)?,
+            config: config.clone(),
+            name,
             checkpoint_topic: topic::checkpoint(config, source).into(),
             prefix: format!("{}{source}.", config.topic_prefix),
             options,
@@ -147,7 +160,11 @@ impl Follower {
             if self.reading.is_none() {
                 match self.wait_for_candidate().await? {
                     Ok(found) => match self.plan(found).await? {
-                        Ok(reading) => self.reading = Some(reading),
+                        Ok(Some(reading)) => self.reading = Some(reading),
+                        Ok(None) => {
+                            self.reopen()?;
+                            continue;
+                        }
                         Err(Lost) => return Ok(Step::Behind),
                     },
                     Err(Lost) => return Ok(Step::Behind),
@@ -170,6 +187,13 @@ impl Follower {
                 }
                 Progress::Complete => {
                     if let Some(step) = self.complete(now) {
+                        return Ok(step);
+                    }
+                }
+                Progress::Anew => {
+                    let step = self.give_up();
+                    self.reopen()?;
+                    if let Some(step) = step {
                         return Ok(step);
                     }
                 }
@@ -248,13 +272,17 @@ impl Follower {
         Ok(Err(Lost))
     }
 
-    /// What is to be read for a checkpoint; begins to fetch partitions that are new.
-    async fn plan(&mut self, found: Found) -> Result<Result<Reading, Lost>, FollowerError> {
+    /// What is to be read for a checkpoint; begins to fetch partitions that are new. None: the
+    /// quarantine was made anew.
+    async fn plan(&mut self, found: Found) -> Result<Result<Option<Reading>, Lost>, FollowerError> {
         let mut targets = Vec::new();
         let mut new = Vec::new();
         let same = service::fault::in_force("topics_same");
         if same && anew::goes_back(&self.standing.offsets, &found.record.offsets) {
             return Ok(Err(Lost));
+        }
+        if self.notice_quarantine(&found.record) {
+            return Ok(Ok(None));
         }
         for (topic, table, partitions) in self.covered(&found.record) {
             let is_new = |p: &i32| !self.readers.contains_key(&(Arc::clone(&topic), *p));
@@ -271,40 +299,24 @@ impl Follower {
                 });
             }
         }
-        if same && self.is_another_topic(&new).await? {
-            return Ok(Err(Lost));
+        if same && let Some(topic) = self.another_topic(&new).await? {
+            let begins = *topic == *self.quarantine_topic()
+                && anew::forget_quarantine(&mut self.standing.offsets, &topic);
+            return Ok(if begins { Ok(None) } else { Err(Lost) });
         }
         let readers = self.consumer.open(&new)?;
         let keys = new
             .into_iter()
             .map(|(topic, partition, _)| (topic, partition));
         self.readers.extend(keys.zip(readers));
-        Ok(Ok(Reading {
+        Ok(Ok(Some(Reading {
             found,
             targets,
             at: 0,
             events: Vec::new(),
             bytes: 0,
             begun: false,
-        }))
-    }
-
-    /// Was one of these partitions, where the reader stood in it, made anew meanwhile?
-    async fn is_another_topic(
-        &self,
-        resumed: &[(Arc<str>, i32, Option<i64>)],
-    ) -> Result<bool, FollowerError> {
-        let Some(since_ms) = self.standing.since_ms else {
-            return Ok(false);
-        };
-        for (topic, partition, next) in resumed {
-            let Some(next) = *next else { continue };
-            let (consumer, late) = (&self.consumer, self.lateness_max_ms);
-            if anew::is_younger(consumer, topic, *partition, next, since_ms, late).await? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        })))
     }
 
     fn reads(&self, table: &str) -> bool {
@@ -319,8 +331,8 @@ impl Follower {
     fn covered<'a>(&self, record: &'a Checkpoint) -> Vec<Covered<'a>> {
         let mut covered = Vec::new();
         if !record.quarantine.is_empty() && self.reads(QUARANTINE) {
-            let topic = format!("{}{QUARANTINE}", self.prefix);
-            covered.push((topic.into(), QUARANTINE.into(), &record.quarantine));
+            let topic = self.quarantine_topic().into();
+            covered.push((topic, QUARANTINE.into(), &record.quarantine));
         }
         for (topic, partitions) in &record.offsets {
             let table = topic.strip_prefix(&self.prefix).unwrap_or(topic);
@@ -386,12 +398,26 @@ impl Follower {
                 {
                     return Ok(Progress::StepIsFull);
                 }
-                match reader.next_below(target.end).await? {
+                let read = match reader.next_below(target.end).now_or_never() {
+                    Some(read) => read?,
+                    None => tokio::select! {
+                        biased;
+                        read = reader.next_below(target.end) => read?,
+                        newer = anew::superseded(
+                            &mut self.log, &self.checkpoint_topic, &mut self.candidate,
+                            &reading.found.record, target,
+                        ) => return newer,
+                    },
+                };
+                match read {
                     Read::Record(record) => {
                         reading.bytes += record.bytes();
                         reading.events.push(target.event(record));
                     }
                     Read::Reached => break,
+                    Read::Lost if anew::begins_again(&mut self.standing.offsets, target) => {
+                        return Ok(Progress::Anew);
+                    }
                     Read::Lost => return Ok(Progress::Lost),
                 }
             }
@@ -400,14 +426,12 @@ impl Follower {
         Ok(Progress::Complete)
     }
 
-    /// Takes the checkpoint that was read, if it still is young enough. If not, and none of its
-    /// events were given, there is nothing to be said.
+    /// Takes the checkpoint that was read, if it still is young enough.
     fn complete(&mut self, now_ms: i64) -> Option<Step> {
-        let reading = self.reading.take()?;
-        if !self.is_young(&reading.found, now_ms) {
-            self.to_be_undone = true;
-            return reading.begun.then_some(Step::TooOld);
+        if !self.is_young(&self.reading.as_ref()?.found, now_ms) {
+            return self.give_up();
         }
+        let reading = self.reading.take()?;
         let standing = self.stand_at(&reading.found);
         // A target may lie beyond the record's offset, but only with a rule switched off.
         for target in &reading.targets {
@@ -430,6 +454,14 @@ impl Follower {
         })
     }
 
+    /// Gives the checkpoint up that is being read. If none of its events were given, there is
+    /// nothing to be said.
+    fn give_up(&mut self) -> Option<Step> {
+        let reading = self.reading.take()?;
+        self.to_be_undone = true;
+        reading.begun.then_some(Step::TooOld)
+    }
+
     fn stand_at(&mut self, found: &Found) -> Standing {
         for (topic, _, partitions) in self.covered(&found.record) {
             let mine = self.standing.offsets.entry(topic.to_string()).or_default();
@@ -442,16 +474,6 @@ impl Follower {
         self.standing.since_ms = Some(found.time_ms);
         self.standing.seen = found.offset + 1;
         self.standing.clone()
-    }
-
-    /// Takes every reader back to where the last checkpoint left it.
-    async fn undo(&mut self) -> Result<(), FollowerError> {
-        for ((topic, partition), reader) in &mut self.readers {
-            let next = standing_in(&self.standing.offsets, topic, *partition);
-            reader.seek(next).await?;
-        }
-        self.to_be_undone = false;
-        Ok(())
     }
 }
 

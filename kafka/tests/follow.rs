@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
-use kafka::follower::{FollowerOptions, Standing, Step, last_record};
+use kafka::follower::{FollowerOptions, QUARANTINE, Standing, Step, last_record};
 use kafka::producer::Producer;
 
-use crate::support::{SOURCE, Source, Writer, apply, next_step, nothing_comes, record, rows, take};
+use crate::support::{
+    SOURCE, Source, Taken, Writer, apply, next_step, nothing_comes, record, rows, take,
+};
 
 #[tokio::test]
 async fn a_checkpoint_comes_with_exactly_the_events_up_to_its_offsets() -> Result<()> {
@@ -314,5 +316,82 @@ async fn a_reader_whose_records_are_gone_is_told_that_it_is_behind() -> Result<(
         rows(&take(&mut source.follower()?).await?.events),
         [("a", "2")]
     );
+    Ok(())
+}
+
+fn with_quarantine() -> FollowerOptions {
+    FollowerOptions {
+        tables: Some(vec!["public.item".to_owned(), QUARANTINE.to_owned()]),
+        ..FollowerOptions::default()
+    }
+}
+
+/// The keys that a checkpoint brought from the quarantine.
+fn set_aside(taken: &Taken) -> Vec<&str> {
+    let events = taken.events.iter();
+    let quarantined = events.filter(|event| &*event.table == QUARANTINE);
+    quarantined
+        .filter_map(|event| std::str::from_utf8(&event.key).ok())
+        .collect()
+}
+
+/// A rebuild would forget what the old one said, and the new one does not say it again.
+#[tokio::test]
+async fn a_quarantine_that_was_made_anew_is_read_from_its_beginning_without_a_rebuild() -> Result<()>
+{
+    let source = Source::create("anew").await?;
+    source.ensure_quarantine().await?;
+    let mut writer = Writer::take_over(&source).await?;
+    writer.send("a", Some("1")).await?;
+    for key in ["q1", "q2", "q3"] {
+        writer.set_aside(key).await?;
+    }
+    writer.commit().await?;
+    let mut running = source.follower_from(Standing::default(), with_quarantine())?;
+    let taken = take(&mut running).await?;
+    assert_eq!(set_aside(&taken), ["q1", "q2", "q3"]);
+    let away = taken.standing;
+
+    drop(writer);
+    source.delete_topic(&source.quarantine).await?;
+    source.ensure_quarantine().await?;
+    let mut writer = Writer::take_over(&source).await?;
+    // As a takeover does: the topic holds nothing.
+    writer.quarantine.clear();
+    writer.commit().await?;
+    let taken = take(&mut running).await?;
+    assert!(taken.events.is_empty());
+    ensure!(!taken.standing.offsets.contains_key(&source.quarantine));
+    writer.set_aside("q4").await?;
+    writer.send("b", Some("1")).await?;
+    let record = writer.commit().await?;
+    let mut resumed = source.follower_from(away, with_quarantine())?;
+    for reader in [&mut running, &mut resumed] {
+        let taken = take(reader).await?;
+        assert_eq!((taken.events.len(), set_aside(&taken)), (2, vec!["q4"]));
+        let quarantine = &taken.standing.offsets[&source.quarantine];
+        assert_eq!(*quarantine, record.quarantine);
+    }
+    Ok(())
+}
+
+/// What is waited for can vanish meanwhile; the next record no longer names it.
+#[tokio::test]
+async fn a_reader_does_not_wait_for_an_offset_that_a_newer_record_takes_back() -> Result<()> {
+    let source = Source::create("back").await?;
+    source.ensure_quarantine().await?;
+    let mut writer = Writer::take_over(&source).await?;
+    writer.send("a", Some("1")).await?;
+    writer.commit().await?;
+    // The topic was made anew, and the last record is of before.
+    writer.quarantine = BTreeMap::from([(0, 57)]);
+    writer.commit().await?;
+    let mut reader = source.follower_from(Standing::default(), with_quarantine())?;
+    nothing_comes(&mut reader).await?;
+    writer.quarantine.clear();
+    let record = writer.commit().await?;
+    let taken = take(&mut reader).await?;
+    assert_eq!(taken.record, record);
+    assert_eq!(rows(&taken.events), [("a", "1")]);
     Ok(())
 }

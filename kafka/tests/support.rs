@@ -28,6 +28,7 @@ pub(crate) struct Source {
     pub(crate) config: KafkaConfig,
     pub(crate) table: String,
     pub(crate) checkpoint: String,
+    pub(crate) quarantine: String,
 }
 
 impl Source {
@@ -57,6 +58,7 @@ impl Source {
         Self {
             table: topic::table(&config, SOURCE, "public", "item"),
             checkpoint: topic::checkpoint(&config, SOURCE),
+            quarantine: topic::quarantine(&config, SOURCE),
             config,
         }
     }
@@ -66,6 +68,12 @@ impl Source {
         Ok(topics
             .ensure(std::slice::from_ref(&self.table), &self.checkpoint)
             .await?)
+    }
+
+    /// Its quarantine exists only from here on.
+    pub(crate) async fn ensure_quarantine(&self) -> Result<()> {
+        let topics = Topics::connect(&self.config)?;
+        Ok(topics.ensure_quarantine(&self.quarantine).await?)
     }
 
     fn admin(&self) -> Result<AdminClient<DefaultClientContext>> {
@@ -92,8 +100,9 @@ impl Source {
     }
 
     pub(crate) async fn delete_topic(&self, topic: &str) -> Result<()> {
-        let deleted = self.admin()?.delete_topics(&[topic], &AdminOptions::new());
-        for result in deleted.await? {
+        // The client has to outlive its answer, or nobody hears that.
+        let admin = self.admin()?;
+        for result in admin.delete_topics(&[topic], &AdminOptions::new()).await? {
             result.map_err(|(topic, code)| anyhow!("cannot delete {topic}: {code}"))?;
         }
         Ok(())
@@ -212,6 +221,7 @@ pub(crate) struct Writer<'a> {
     pub(crate) source: &'a Source,
     pub(crate) producer: Producer,
     pub(crate) offsets: Offsets,
+    pub(crate) quarantine: BTreeMap<i32, i64>,
     pub(crate) lsn: u64,
 }
 
@@ -227,6 +237,10 @@ impl<'a> Writer<'a> {
             source,
             producer,
             lsn: last.as_ref().map_or(0, |record| record.position.0),
+            quarantine: last
+                .as_ref()
+                .map(|record| record.quarantine.clone())
+                .unwrap_or_default(),
             offsets: last.map(|record| record.offsets).unwrap_or_default(),
         })
     }
@@ -240,6 +254,15 @@ impl<'a> Writer<'a> {
             .await?)
     }
 
+    /// What cannot be sent.
+    pub(crate) async fn set_aside(&mut self, key: &str) -> Result<()> {
+        let topic = &self.source.quarantine;
+        Ok(self
+            .producer
+            .send(topic, key.as_bytes(), Some(b"{}"), &[])
+            .await?)
+    }
+
     /// Ends the transaction with a whole checkpoint, and returns that.
     pub(crate) async fn commit(&mut self) -> Result<Checkpoint> {
         self.lsn += 1;
@@ -247,8 +270,14 @@ impl<'a> Writer<'a> {
     }
 
     pub(crate) async fn commit_as(&mut self, position: u64, reach: u64) -> Result<Checkpoint> {
-        merge(&mut self.offsets, self.producer.delivered().await?);
-        let record = record(position, reach, self.offsets.clone());
+        let mut delivered = self.producer.delivered().await?;
+        let quarantined = delivered.remove(&self.source.quarantine);
+        self.quarantine.extend(quarantined.into_iter().flatten());
+        merge(&mut self.offsets, delivered);
+        let record = Checkpoint {
+            quarantine: self.quarantine.clone(),
+            ..record(position, reach, self.offsets.clone())
+        };
         self.producer
             .commit(&self.source.checkpoint, &record)
             .await?;

@@ -6,7 +6,10 @@ use kafka::topic::{RECORD_BYTES_MAX, Topics, shorter};
 
 use super::finding::Finding;
 use crate::config::ConnectorConfig;
-use crate::life::{checkpoint_topic, partitions_added, quarantine_topic, topic_names};
+use crate::life::{
+    checkpoint_topic, ends_recorded, partitions_added, quarantine_lost, quarantine_topic,
+    topic_names,
+};
 
 /// Topics besides those of tables: checkpoint and quarantine.
 const OTHER_TOPICS: usize = 2;
@@ -37,8 +40,7 @@ pub(super) async fn examine(config: &ConnectorConfig) -> Vec<Finding> {
 async fn written(config: &ConnectorConfig) -> Option<Vec<Finding>> {
     let last = last_record(&config.kafka, &config.source).await.ok()??;
     let topics = Topics::connect(&config.kafka).ok()?;
-    let names = topic_names(config);
-    let ends = topics.standing_since(&names, &last.offsets).await.ok()?;
+    let ends = ends_recorded(config, &topics, Some(&last)).await.ok()?;
     let added = partitions_added(config, &topics, &last, &ends);
     let added = added.iter().map(|error| {
         let said = error.to_string();
@@ -50,7 +52,13 @@ async fn written(config: &ConnectorConfig) -> Option<Vec<Finding>> {
             "nothing needs to be done: the next start begins a new epoch and writes it anew",
         )
     });
-    Some(added.chain(lost).collect())
+    let quarantine = quarantine_lost(config, &last, &ends).map(|error| {
+        Finding::warning("quarantine_lost", "kafka", error.to_string()).advice(
+            "the next start goes on with it, but who reads it anew does not hear of the changes \
+             that it held: if there were any, have their tables read again (connector read --table …)",
+        )
+    });
+    Some(added.chain(lost).chain(quarantine).collect())
 }
 
 fn troubles(trouble: &Trouble) -> Vec<Finding> {

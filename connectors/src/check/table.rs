@@ -41,7 +41,7 @@ pub(super) async fn tables(
         let Some((schema, relation)) = split_qualified(qualified) else {
             continue;
         };
-        let of = |row: &&SimpleQueryRow| name(row, 12) == schema && name(row, 13) == relation;
+        let of = |row: &&SimpleQueryRow| name(row, 14) == schema && name(row, 15) == relation;
         let place = format!("table {qualified}");
         let Some(row) = rows.iter().find(of) else {
             let cause = format!("the source has no table {qualified}");
@@ -68,6 +68,7 @@ pub(super) async fn tables(
         found.extend(table.rights(row));
         if published {
             found.extend(table.publication(row));
+            found.extend(table.generated_key(row));
         }
         if found.is_empty() {
             found.extend(table.key_types(&catalog));
@@ -76,6 +77,9 @@ pub(super) async fn tables(
     }
     Ok(findings)
 }
+
+/// Before version 18 no publication has generated columns, although the catalog may name them.
+const PUBLISHES_NONE: &str = "current_setting('server_version_num')::int4 < 180000";
 
 fn tables_sql(config: &ConnectorConfig) -> Option<String> {
     let named = named(&config.tables)?;
@@ -86,7 +90,11 @@ fn tables_sql(config: &ConnectorConfig) -> Option<String> {
              (SELECT bool_and({PUBLISHED_COLUMN}) FROM pg_attribute a \
               WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped \
               AND a.attgenerated = ''), \
-             c.relpersistence, current_user, i.indimmediate, t.schema, t.name \
+             c.relpersistence, current_user, i.indimmediate, \
+             (SELECT string_agg(a.attname, ', ' ORDER BY a.attnum) FROM pg_attribute a \
+              WHERE a.attrelid = c.oid AND a.attnum = ANY (i.indkey::int2[]) \
+              AND a.attgenerated <> '' AND NOT {PUBLISHED_COLUMN}), \
+             {PUBLISHES_NONE}, t.schema, t.name \
          FROM {named} JOIN pg_namespace n ON n.nspname = t.schema \
          JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.name \
          LEFT JOIN pg_index i ON i.indrelid = c.oid AND {KEY_INDEX} \
@@ -180,6 +188,26 @@ impl Table<'_> {
         } else {
             None
         }
+    }
+
+    /// Does the log tell the whole key? It leaves out generated columns that are not published.
+    fn generated_key(&self, row: &SimpleQueryRow) -> Option<Finding> {
+        let columns = Some(name(row, 12)).filter(|columns| !columns.is_empty())?;
+        let (qualified, quoted) = (self.qualified, &self.quoted);
+        let cause = format!(
+            "the key of {qualified} has a generated column ({columns}), which the log does not tell"
+        );
+        let finding = self.wrong("generated_key", cause);
+        let other_index = format!("ALTER TABLE {quoted} REPLICA IDENTITY USING INDEX …;");
+        let other_index_note =
+            "with a unique index over columns that are not null and not generated";
+        if is_true(row, 13) {
+            return Some(finding.sql(other_index).note(other_index_note));
+        }
+        let publication = identifier(self.publication);
+        let publish = "publish_generated_columns = stored";
+        let finding = finding.sql(format!("ALTER PUBLICATION {publication} SET ({publish});"));
+        Some(finding.note(&format!("or, {other_index_note}, {other_index}")))
     }
 
     /// A key must be found again from a record's key, or a reconciliation could not ask for it.

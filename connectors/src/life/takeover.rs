@@ -10,7 +10,7 @@ use metrics::counter;
 use service::fault::{self, in_force};
 use tokio_postgres::error::SqlState;
 
-use super::table_topic;
+use super::{quarantine_topic, table_topic};
 use crate::config::ConnectorConfig;
 use crate::epoch::{Server, Slot};
 use crate::error::LifeError;
@@ -166,7 +166,7 @@ pub(super) struct Beginning<'a> {
     pub(super) catalog: &'a Catalog,
     pub(super) last: Option<&'a Checkpoint>,
     pub(super) server: &'a Server,
-    /// Where the tables' topics end.
+    /// Where the topics end.
     pub(super) ends: &'a Offsets,
 }
 
@@ -234,19 +234,66 @@ fn held(recorded: &Offsets, ends: &Offsets) -> Offsets {
     held
 }
 
-/// Where the topics of all tables end, once nobody else can write.
+/// What a record says of the quarantine, by topic.
+fn quarantine_of(config: &ConnectorConfig, last: &Checkpoint) -> Offsets {
+    Offsets::from([(quarantine_topic(config), last.quarantine.clone())])
+}
+
+/// That the quarantine is not the one that was recorded. No new epoch follows: it holds nothing
+/// that belongs to a table's state, and is kept for a time only anyway.
+pub(crate) fn quarantine_lost(
+    config: &ConnectorConfig,
+    last: &Checkpoint,
+    ends: &Offsets,
+) -> Option<TopicError> {
+    shorter(&quarantine_of(config, last), ends)
+}
+
+/// Takes back what the record says of the quarantine and that does not hold.
+pub(super) fn hold_quarantine(config: &ConnectorConfig, last: &mut Checkpoint, ends: &Offsets) {
+    let Some(error) = quarantine_lost(config, last, ends).filter(|_| in_force("quarantine_held"))
+    else {
+        return;
+    };
+    tracing::warn!(
+        %error,
+        "{error}; the stream goes on, but who reads it anew does not hear of the changes that it \
+         held: if there were any, have their tables read again (connector read --table …)"
+    );
+    let held = held(&quarantine_of(config, last), ends);
+    last.quarantine = held.into_values().flatten().collect();
+}
+
+/// Where the topics of all tables and the quarantine end, compared with what was recorded.
 ///
 /// # Errors
-/// Where Kafka does not say, or one got partitions while it held events: a key's events would
+/// Where Kafka does not say.
+pub(crate) async fn ends_recorded(
+    config: &ConnectorConfig,
+    topics: &Topics,
+    last: Option<&Checkpoint>,
+) -> Result<Offsets, TopicError> {
+    let mut names = super::topic_names(config);
+    names.push(quarantine_topic(config));
+    let mut recorded = Offsets::new();
+    if let Some(last) = last {
+        recorded.clone_from(&last.offsets);
+        recorded.extend(quarantine_of(config, last));
+    }
+    topics.standing_since(&names, &recorded).await
+}
+
+/// The same, once nobody else can write.
+///
+/// # Errors
+/// As there, or where a table's topic got partitions while it held events: a key's events would
 /// stand in two.
-pub(super) async fn ends_of_tables(
+pub(super) async fn ends_of_topics(
     config: &ConnectorConfig,
     topics: &Topics,
     last: Option<&Checkpoint>,
 ) -> Result<Offsets, LifeError> {
-    let recorded = last.map_or_else(Offsets::new, |last| last.offsets.clone());
-    let names = super::topic_names(config);
-    let ends = topics.standing_since(&names, &recorded).await?;
+    let ends = ends_recorded(config, topics, last).await?;
     let mut added = last
         .into_iter()
         .flat_map(|last| partitions_added(config, topics, last, &ends));

@@ -64,7 +64,11 @@ pub enum ReplicationError {
     Stream(#[source] CommandError),
     #[error("cannot report the position to the source: {0}")]
     Feedback(#[source] io::Error),
-    #[error("cannot decode a message of the replication stream: {0}")]
+    #[error(
+        "cannot decode a message of the replication stream: {0}; start a version of the connector \
+         that knows this version of PostgreSQL; if there is none, stop it and let the owner run \
+         SELECT pg_drop_replication_slot('…'): the next start reads all tables again"
+    )]
     Decode(#[from] DecodeError),
 }
 

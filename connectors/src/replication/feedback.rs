@@ -42,6 +42,12 @@ impl Feedback {
         Self(Arc::default())
     }
 
+    /// Speaks to nobody.
+    #[cfg(test)]
+    pub(crate) fn unheard() -> Self {
+        Self::new()
+    }
+
     /// Everything up to `lsn` is safe with the consumer: the server may forget it. Sent within
     /// 10 ms; one that is not above the last is ignored, because a server of version 15 would
     /// move its slot backwards. Until the first call the server is told 0/0, which it ignores.

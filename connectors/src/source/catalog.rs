@@ -295,7 +295,7 @@ pub(crate) fn published(publication: &str) -> String {
     format!(
         "LATERAL (SELECT coalesce(r.oid, s.oid, 0) AS entry, r.prattrs, \
              r.prqual IS NOT NULL AS filtered, \
-             coalesce(to_jsonb(b) ->> 'pubgencols' = 's', false) AS generated \
+             coalesce(to_jsonb(b) ->> 'pubgencols', '') AS generated \
          FROM pg_publication b \
          LEFT JOIN pg_publication_rel r ON r.prpubid = b.oid AND r.prrelid = c.oid \
          LEFT JOIN pg_publication_namespace s \
@@ -312,10 +312,11 @@ pub(crate) fn published(publication: &str) -> String {
     )
 }
 
-/// Has the publication's entry `p` this column `a`? Computed ones only where it says so.
-pub(crate) const PUBLISHED_COLUMN: &str = "(CASE WHEN p.prattrs IS NULL \
-     THEN a.attgenerated = '' OR a.attgenerated = 's' AND p.generated \
-     ELSE a.attnum = ANY (p.prattrs::int2[]) END)";
+/// Has the publication's entry `p` this column `a`? Computed ones from version 18 on, where it says so.
+pub(crate) const PUBLISHED_COLUMN: &str = "(CASE \
+     WHEN a.attgenerated <> '' AND p.generated = '' THEN false \
+     WHEN p.prattrs IS NOT NULL THEN a.attnum = ANY (p.prattrs::int2[]) \
+     ELSE a.attgenerated = '' OR a.attgenerated = 's' AND p.generated = 's' END)";
 
 fn list(oids: &[u32]) -> String {
     let oids: Vec<_> = oids.iter().map(u32::to_string).collect();

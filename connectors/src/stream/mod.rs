@@ -16,7 +16,7 @@ use service::fault::{self, in_force};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::LifeError;
-use crate::life::Life;
+use crate::life::{Life, quarantine_topic};
 use crate::replication::{ReplicationEvent, ReplicationMessage};
 use crate::status::names;
 use crate::watch::Activity;
@@ -165,15 +165,18 @@ impl Life<'_> {
         }
         self.status.motion().begin(Activity::Recording);
         let begun = Instant::now();
-        let (offsets, quarantine) = self.delivery.delivered().await?;
+        let (mut offsets, quarantine) = self.delivery.delivered().await?;
         self.progress.delivered(&offsets);
-        self.progress.quarantined(quarantine);
+        self.progress.quarantined(quarantine.clone());
         let record = self.progress.record();
         if !in_force("feedback_after_commit") {
             self.feedback.confirm(record.position);
         }
         fault::point("connector.before_commit").await;
         let ends = self.delivery.commit(&record).await?;
+        if !quarantine.is_empty() {
+            offsets.insert(quarantine_topic(self.config), quarantine);
+        }
         self.held.extend(&offsets);
         for (table, reason) in self.delivery.take_quarantined() {
             self.status.quarantined(&table, reason);

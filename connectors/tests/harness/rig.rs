@@ -7,6 +7,7 @@ use fixtures::postgres::{Postgres, TEST_PASSWORD, connect};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
+use rdkafka::producer::{FutureProducer, FutureRecord};
 use tokio_postgres::Client;
 
 use super::connector::eventually;
@@ -159,6 +160,18 @@ impl Rig {
         for answer in kafka.delete_topics(&[&topic], &AdminOptions::new()).await? {
             answer.map_err(|(topic, code)| anyhow!("cannot delete {topic}: {code}"))?;
         }
+        Ok(())
+    }
+
+    /// Somebody else writes to a topic.
+    pub(crate) async fn write(&self, of: &str, key: &str, value: &str) -> Result<()> {
+        let producer: FutureProducer = ClientConfig::new()
+            .set("bootstrap.servers", &self.bootstrap)
+            .create()?;
+        let topic = self.topic(of);
+        let record = FutureRecord::to(&topic).key(key).payload(value);
+        let sent = producer.send(record, Duration::from_secs(30)).await;
+        sent.map_err(|(error, _)| error)?;
         Ok(())
     }
 

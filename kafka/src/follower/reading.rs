@@ -33,6 +33,8 @@ pub(super) enum Progress {
     StepIsFull,
     Complete,
     Lost,
+    /// A topic was made anew, and that is no reason to rebuild.
+    Anew,
 }
 
 impl Target {

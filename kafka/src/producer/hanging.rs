@@ -57,12 +57,6 @@ pub enum HangingError {
         #[source]
         source: KafkaError,
     },
-    #[error("the checkpoint at {offset} is not one that this version understands")]
-    Checkpoint {
-        offset: i64,
-        #[source]
-        source: serde_json::Error,
-    },
     /// Or Kafka answers wrong.
     #[error(
         "a transaction that is not this connector's stands open in {topic} partition {partition}, \
@@ -80,7 +74,11 @@ impl HangingError {
     /// Must somebody change something before another try makes sense?
     #[must_use]
     pub fn is_setup(&self) -> bool {
-        matches!(self, Self::Producer(error) if error.is_setup())
+        match self {
+            Self::Producer(error) => error.is_setup(),
+            Self::Follower(error) => matches!(error, FollowerError::Record { .. }),
+            Self::Kafka { .. } | Self::Foreign { .. } => false,
+        }
     }
 }
 
@@ -350,8 +348,14 @@ impl Topics {
 
 fn said(message: OwnedMessage) -> Result<Said, HangingError> {
     let offset = message.offset();
-    let record = serde_json::from_slice(message.payload().unwrap_or_default())
-        .map_err(|source| HangingError::Checkpoint { offset, source })?;
+    let record =
+        serde_json::from_slice(message.payload().unwrap_or_default()).map_err(|source| {
+            FollowerError::Record {
+                topic: message.topic().to_owned(),
+                offset,
+                source,
+            }
+        })?;
     let mut headers = message
         .headers()
         .into_iter()
