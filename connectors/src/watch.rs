@@ -13,13 +13,10 @@ use kafka::Lsn;
 use metrics::{counter, gauge};
 use service::fault::in_force;
 
-use crate::status::{StatusBoard, names};
+use crate::status::{Reminder, StatusBoard, names};
 
 /// How often the numbers are looked at.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// While nothing moves, the log says so again after this.
-const SAY_AGAIN: Duration = Duration::from_secs(60);
 
 /// The step that a life is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,6 +138,11 @@ impl Motion {
         self.begin(Activity::Streaming);
     }
 
+    /// Is this the step that the life is in?
+    pub(crate) fn is_in(&self, activity: Activity) -> bool {
+        self.activity.load(Ordering::Relaxed) == activity as u8
+    }
+
     fn look(&self) -> Look {
         let activity = self.activity.load(Ordering::Relaxed);
         Look {
@@ -225,7 +227,7 @@ impl Watcher {
 pub(crate) async fn watch(status: StatusBoard, stall: Duration) {
     let mut watcher = Watcher::new(status.motion().look(), stall, Instant::now());
     let mut ticks = tokio::time::interval(LOOK);
-    let mut said: Option<Instant> = None;
+    let mut said = Reminder::default();
     loop {
         ticks.tick().await;
         let now = Instant::now();
@@ -234,18 +236,17 @@ pub(crate) async fn watch(status: StatusBoard, stall: Duration) {
         match found.filter(|_| in_force("say_stalls")) {
             Some((lasts, sentence)) => {
                 gauge!(names::STALLED).set(lasts.as_secs_f64());
-                if said.is_none() {
+                if !said.is_said() {
                     counter!(names::STALLS).increment(1);
                 }
-                if said.is_none_or(|said| now - said >= SAY_AGAIN) {
-                    said = Some(now);
+                if said.is_due(now) {
                     tracing::error!(stalled_s = lasts.as_secs(), "{sentence}");
                 }
                 status.stalled(Some(sentence));
             }
             None => {
                 gauge!(names::STALLED).set(0.0);
-                if said.take().is_some() {
+                if said.end() {
                     tracing::info!("it moves again");
                 }
                 status.stalled(None);
