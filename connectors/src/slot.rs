@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use crate::config::{ConnectorConfig, PostgresConfig};
 use crate::error::LifeError;
 use crate::source::{Hold, Pulse, SlotNow, SlotWal};
-use crate::status::{Concern, SlotStatus, StatusBoard, names, precise};
+use crate::status::{Concern, SlotStatus, StatusBoard, Worry, names, precise};
 use crate::watch::Activity;
 
 /// The bound that is met first, bytes; none: the owner has taken theirs away since the start.
@@ -95,7 +95,7 @@ fn keeps(postgres: &PostgresConfig, status: &StatusBoard, wal: &SlotWal) {
         lost: None,
     });
     status.concern(Concern::SlotLost, None);
-    status.concern(Concern::SlotWal, alarm);
+    status.concern(Concern::SlotWal, alarm.map(Worry::grave));
 }
 
 /// The log cannot be continued any more. It keeps no WAL, so the alarm is of the past; what is
@@ -116,7 +116,7 @@ fn lost(postgres: &PostgresConfig, status: &StatusBoard, how: &str) {
         lost: Some(sentence.clone()),
         ..SlotStatus::default()
     });
-    status.concern(Concern::SlotLost, Some(sentence));
+    status.concern(Concern::SlotLost, Some(Worry::grave(sentence)));
     status.concern_forgotten(Concern::SlotWal);
 }
 

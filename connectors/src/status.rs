@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use axum::{Json, Router, routing::get};
 use kafka::{Checkpoint, Lsn};
@@ -18,10 +19,14 @@ mod reads;
 
 use crate::command::Commands;
 use crate::encode::envelope::now_us;
+use crate::snapshot::waits::ReadsWait;
 use crate::watch::Motion;
 use concern::Concerns;
-pub(crate) use concern::{Concern, Reminder};
+pub(crate) use concern::{Concern, Reminder, Worry};
 use reads::{FailedRequest, TableStatus};
+
+/// A read that has waited for less is not worth a word in `reason`.
+const NOTICEABLE: Duration = Duration::from_secs(1);
 
 /// What a connector is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -130,6 +135,7 @@ struct Said {
     reason: Option<String>,
     stall: Option<String>,
     concerns: Concerns,
+    reads_wait: Option<ReadsWait>,
     /// Since when this one answers for the topics: its start, or the end of another's lead.
     answers_since_us: i64,
 }
@@ -141,6 +147,7 @@ impl Said {
             reason: None,
             stall: None,
             concerns: Concerns::default(),
+            reads_wait: None,
             answers_since_us: now_us(),
         }
     }
@@ -268,6 +275,11 @@ impl StatusBoard {
         let stood_by = said.state == State::WaitingForLock;
         (said.state, said.reason) = (state, reason);
         let stands_by = state == State::WaitingForLock;
+        if stands_by || state == State::Connecting {
+            // Its reads ended with the life, and so did what they waited for.
+            said.reads_wait = None;
+            said.concerns.forget(Concern::ReadWaits);
+        }
         if stands_by && !stood_by && in_force("standby_says_nothing") {
             self.stand_by(said);
         }
@@ -301,10 +313,10 @@ impl StatusBoard {
         }
     }
 
-    /// Something that somebody has to act on lasts, as `sentence` says, or is over.
-    pub(crate) fn concern(&self, concern: Concern, sentence: Option<String>) {
+    /// Something that somebody has to act on lasts, or is over.
+    pub(crate) fn concern(&self, concern: Concern, worry: Option<Worry>) {
         let mut said = self.said.write().unwrap_or_else(PoisonError::into_inner);
-        if said.concerns.set(concern, sentence) {
+        if said.concerns.set(concern, worry) {
             self.show(&said);
         }
     }
@@ -327,7 +339,7 @@ impl StatusBoard {
                 .not_ready(reason.unwrap_or_else(|| state.sentence().to_owned()));
         }
         let healthy = !matches!(state, State::Connecting | State::Stalled);
-        let degraded = said.concerns.sentences().next().is_some();
+        let degraded = said.concerns.is_grave();
         gauge!(names::HEALTHY).set(if healthy { 1.0 } else { 0.0 });
         gauge!(names::DEGRADED).set(if degraded { 1.0 } else { 0.0 });
         for one in State::ALL {
@@ -359,8 +371,35 @@ impl StatusBoard {
         status.reaches(wal_end, from);
     }
 
-    /// What grows by itself, each second.
-    pub(crate) fn tick(&self) {
+    /// What a table read waits for; none: reads go on, or there is none.
+    pub(crate) fn reads_wait(&self, waits: Option<ReadsWait>) {
+        let mut said = self.said.write().unwrap_or_else(PoisonError::into_inner);
+        said.reads_wait = waits;
+    }
+
+    /// What grows by itself, each second. What lasts for `stall` is somebody's to end.
+    pub(crate) fn tick(&self, stall: Duration) {
+        self.tell_age();
+        self.tell_waits(stall);
+    }
+
+    fn tell_waits(&self, stall: Duration) {
+        let mut said = self.said.write().unwrap_or_else(PoisonError::into_inner);
+        let waits = said.reads_wait.as_ref();
+        let lasts = waits.map_or(Duration::ZERO, |waits| waits.since.elapsed());
+        gauge!(names::READ_WAITING).set(lasts.as_secs_f64());
+        let worry = waits
+            .filter(|_| lasts >= NOTICEABLE && in_force("read_waits_said"))
+            .map(|waits| Worry {
+                sentence: waits.sentence(),
+                grave: lasts >= stall,
+            });
+        if said.concerns.set(Concern::ReadWaits, worry) {
+            self.show(&said);
+        }
+    }
+
+    fn tell_age(&self) {
         let said = self.said.read().unwrap_or_else(PoisonError::into_inner);
         if said.state == State::WaitingForLock && in_force("standby_says_nothing") {
             return;
@@ -378,7 +417,7 @@ impl StatusBoard {
     }
 
     /// A record was committed.
-    pub(crate) fn recorded(&self, record: &Checkpoint, waits_for: Option<String>) {
+    pub(crate) fn recorded(&self, record: &Checkpoint) {
         let whole = record.is_whole();
         let reading = reads::is_reading(record);
         reads::measure(record);
@@ -413,7 +452,8 @@ impl StatusBoard {
         } else {
             State::Streaming
         };
-        self.set(state, waits_for);
+        self.motion.readers_wait(reading && !self.read().whole);
+        self.set(state, None);
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Status> {

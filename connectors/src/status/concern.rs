@@ -39,16 +39,36 @@ pub(crate) enum Concern {
     SlotWal,
     /// There is no slot any more that the log could be continued from.
     SlotLost,
+    /// A table read waits for something in the source.
+    ReadWaits,
+}
+
+/// What is said of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Worry {
+    pub(crate) sentence: String,
+    /// Has somebody to act? Else it may pass by itself, and is only shown.
+    pub(crate) grave: bool,
+}
+
+impl Worry {
+    pub(crate) fn grave(sentence: String) -> Self {
+        Self {
+            sentence,
+            grave: true,
+        }
+    }
 }
 
 impl Concern {
-    const ALL: [Self; 2] = [Self::SlotWal, Self::SlotLost];
+    const ALL: [Self; 3] = [Self::SlotWal, Self::SlotLost, Self::ReadWaits];
 
     /// What the log says once it is over.
     fn over(self) -> &'static str {
         match self {
             Self::SlotWal => "the slot keeps little WAL again",
             Self::SlotLost => "there is a replication slot again",
+            Self::ReadWaits => "table reads go on",
         }
     }
 }
@@ -56,7 +76,7 @@ impl Concern {
 /// One that lasts.
 #[derive(Debug, Default)]
 struct Lasting {
-    sentence: Option<String>,
+    worry: Option<Worry>,
     reminder: Reminder,
 }
 
@@ -65,20 +85,20 @@ struct Lasting {
 pub(super) struct Concerns([Lasting; Concern::ALL.len()]);
 
 impl Concerns {
-    /// It lasts, as `sentence` says, or is over; each is logged, the former each minute. True if
-    /// what is to be shown has changed.
-    pub(super) fn set(&mut self, concern: Concern, sentence: Option<String>) -> bool {
+    /// It lasts, or is over; each is logged, the former each minute while it is grave. True if what
+    /// is to be shown has changed.
+    pub(super) fn set(&mut self, concern: Concern, worry: Option<Worry>) -> bool {
         let lasting = &mut self.0[concern as usize];
-        match &sentence {
-            Some(sentence) if lasting.reminder.is_due(Instant::now()) => {
-                tracing::error!(concern = ?concern, "{sentence}");
+        match &worry {
+            Some(worry) if worry.grave && lasting.reminder.is_due(Instant::now()) => {
+                tracing::error!(concern = ?concern, "{}", worry.sentence);
             }
             Some(_) => {}
             None if lasting.reminder.end() => tracing::info!("{}", concern.over()),
             None => {}
         }
-        let changed = lasting.sentence != sentence;
-        lasting.sentence = sentence;
+        let changed = lasting.worry != worry;
+        lasting.worry = worry;
         changed
     }
 
@@ -88,9 +108,16 @@ impl Concerns {
     }
 
     pub(super) fn sentences(&self) -> impl Iterator<Item = &String> {
-        self.0
-            .iter()
-            .filter_map(|lasting| lasting.sentence.as_ref())
+        self.worries().map(|worry| &worry.sentence)
+    }
+
+    /// Has somebody to act?
+    pub(super) fn is_grave(&self) -> bool {
+        self.worries().any(|worry| worry.grave)
+    }
+
+    fn worries(&self) -> impl Iterator<Item = &Worry> {
+        self.0.iter().filter_map(|lasting| lasting.worry.as_ref())
     }
 }
 
@@ -114,13 +141,31 @@ mod tests {
     #[test]
     fn concerns_stand_beside_each_other() {
         let mut concerns = Concerns::default();
-        let lost = || Some("lost".to_owned());
-        assert!(concerns.set(Concern::SlotLost, lost()));
-        assert!(!concerns.set(Concern::SlotLost, lost()), "nothing new");
-        assert!(concerns.set(Concern::SlotWal, Some("much".to_owned())));
-        assert_eq!(concerns.sentences().collect::<Vec<_>>(), ["much", "lost"]);
+        let grave = |sentence: &str| Some(Worry::grave(sentence.to_owned()));
+        let light = |sentence: &str| {
+            let sentence = sentence.to_owned();
+            Some(Worry {
+                sentence,
+                grave: false,
+            })
+        };
+        assert!(concerns.set(Concern::ReadWaits, light("waits")));
+        assert!(!concerns.is_grave());
+        assert!(concerns.set(Concern::SlotLost, grave("lost")));
+        assert!(
+            !concerns.set(Concern::SlotLost, grave("lost")),
+            "nothing new"
+        );
+        assert!(concerns.set(Concern::SlotWal, grave("much")));
+        let said: Vec<_> = concerns.sentences().collect();
+        assert_eq!(said, ["much", "lost", "waits"]);
         concerns.forget(Concern::SlotLost);
         assert!(concerns.set(Concern::SlotWal, None));
-        assert_eq!(concerns.sentences().count(), 0);
+        assert!(!concerns.is_grave());
+        assert!(
+            concerns.set(Concern::ReadWaits, grave("waits")),
+            "it is grave now"
+        );
+        assert!(concerns.is_grave());
     }
 }

@@ -9,6 +9,7 @@
 //! | `connector_lives_total` | connections, each with lock, slot, and takeover |
 //! | `connector_reads_total{kind}` | reads of the source: `chunk`, `hole`, `reconcile` |
 //! | `connector_read_ms{kind}` | how long each took, waiting included |
+//! | `connector_read_waiting_seconds` | for how long a table read has waited for something in the source |
 //! | `connector_epoch` | the epoch, in seconds since 1970 when it began or one more than the last |
 //! | `connector_position_bytes`, `connector_reach_bytes`, `connector_wal_end_bytes` | LSNs |
 //! | `connector_lag_bytes` | WAL of the source behind the position, as its pulse tells, with Kafka or without |
@@ -48,6 +49,7 @@ pub(crate) const LIVES: &str = "connector_lives_total";
 pub(crate) const HANGING: &str = "connector_hanging_partitions_total";
 pub(crate) const READS: &str = "connector_reads_total";
 pub(crate) const READ_MS: &str = "connector_read_ms";
+pub(crate) const READ_WAITING: &str = "connector_read_waiting_seconds";
 pub(crate) const READ_ROWS: &str = "connector_read_rows_total";
 pub(crate) const READ_BYTES: &str = "connector_read_bytes_total";
 pub(crate) const READ_ROWS_LEFT: &str = "connector_read_rows_left";
@@ -89,6 +91,11 @@ pub(super) fn describe() {
     describe_counter!(READS, Unit::Count, "reads of the source");
     describe_histogram!(COMMIT_MS, Unit::Milliseconds, "commit of a record");
     describe_histogram!(READ_MS, Unit::Milliseconds, "a read of the source");
+    describe_gauge!(
+        READ_WAITING,
+        Unit::Seconds,
+        "for how long a table read has waited for a lock, a transaction or the WAL of the source; 0: none waits"
+    );
     describe_gauge!(EPOCH, "the epoch; NaN on a standby");
     describe_gauge!(
         POSITION,
@@ -124,7 +131,7 @@ pub(super) fn describe() {
     );
     describe_gauge!(
         HEALTHY,
-        "1: streams, reads or stands by; 0: connects or is stalled"
+        "1: streams, reads or stands by; 0: connects or is stalled, or readers wait for a table read that does not go on"
     );
     describe_gauge!(
         DEGRADED,
