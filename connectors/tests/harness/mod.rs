@@ -10,6 +10,6 @@ mod rig;
 pub(crate) use check::{always, equals_source, sum};
 pub(crate) use connector::{Connector, eventually};
 pub(crate) use fixtures::proxy::Proxy;
-pub(crate) use journal::{Journal, Tables};
+pub(crate) use journal::{Journal, Record, Tables};
 pub(crate) use plan::Plan;
 pub(crate) use rig::Rig;
