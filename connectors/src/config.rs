@@ -201,8 +201,8 @@ pub struct StreamConfig {
     #[garde(range(min = 10, max = 30_000))]
     pub kafka_transaction_ms_max: u64,
     /// When nothing has moved for so many milliseconds that should (the source sends nothing
-    /// while its WAL grows, Kafka does not commit), state, health, metric and log say so.
-    /// Default 15000.
+    /// while its WAL grows, Kafka does not commit, a table read waits for the source), state,
+    /// health, metric and log say so. Default 15000.
     #[garde(range(min = 1000, max = 25_000))]
     pub stall_ms: u64,
 }

@@ -3,9 +3,8 @@
 //! A slot keeps WAL until its position is confirmed, so whatever stops us fills the owner's disk.
 //! Two bounds stand against that: the owner's `max_slot_wal_keep_size`, at which the source ends
 //! the slot by itself, and, if the operator sets a lower one, ours. Whoever holds the lock looks
-//! each second, also while Kafka is away and no life gets as far as the slot.
-
-use std::time::{Duration, Instant};
+//! each second, also while Kafka is away and no life gets as far as the slot. The same look tells
+//! how far the source is ahead of the topics, and that the slot is lost.
 
 use metrics::{counter, gauge};
 use service::fault::in_force;
@@ -13,11 +12,9 @@ use tokio::sync::watch;
 
 use crate::config::{ConnectorConfig, PostgresConfig};
 use crate::error::LifeError;
-use crate::source::{Hold, Pulse, SlotWal};
-use crate::status::{SlotStatus, StatusBoard, names, precise};
-
-/// While the alarm lasts, the log says so again after this.
-const SAY_AGAIN: Duration = Duration::from_secs(60);
+use crate::source::{Hold, Pulse, SlotNow, SlotWal};
+use crate::status::{Concern, SlotStatus, StatusBoard, Worry, names, precise};
+use crate::watch::Activity;
 
 /// The bound that is met first, bytes; none: the owner has taken theirs away since the start.
 fn bound(postgres: &PostgresConfig, wal: &SlotWal) -> Option<u64> {
@@ -25,33 +22,34 @@ fn bound(postgres: &PostgresConfig, wal: &SlotWal) -> Option<u64> {
     [ours, wal.source_bytes_max].into_iter().flatten().min()
 }
 
-/// Watches what the slot keeps; returns once that is more than ours to let it keep.
+/// Watches the slot; returns once it keeps more than is ours to let it keep.
 pub(crate) async fn guard(
     config: &ConnectorConfig,
     status: &StatusBoard,
     mut pulse: watch::Receiver<Pulse>,
 ) -> LifeError {
-    let mut said: Option<Instant> = None;
+    let postgres = &config.postgres;
     loop {
-        let wal = pulse.borrow_and_update().slot_wal;
-        if let Some(wal) = wal {
-            if let Some(error) = too_much(&config.postgres, &wal) {
-                return error;
-            }
-            let alarm = alarm(&config.postgres, &wal);
-            show(&config.postgres, status, &wal, alarm.clone());
-            match alarm {
-                Some(sentence) if said.is_none_or(|said| said.elapsed() >= SAY_AGAIN) => {
-                    said = Some(Instant::now());
-                    tracing::error!(wal_bytes = wal.bytes, "{sentence}");
+        let felt = pulse.borrow_and_update().clone();
+        status.felt(felt.flushed, felt.confirmed);
+        match felt.slot {
+            SlotNow::Keeps(wal) => {
+                if let Some(error) = too_much(postgres, &wal) {
+                    return error;
                 }
-                Some(_) => {}
-                None => {
-                    if said.take().is_some() {
-                        tracing::info!(wal_bytes = wal.bytes, "the slot keeps little WAL again");
-                    }
-                }
+                keeps(postgres, status, &wal);
             }
+            SlotNow::Lost(why) => {
+                let how = format!("was invalidated by the source ({why})");
+                lost(postgres, status, &how);
+            }
+            // One that is replaced is gone for a moment.
+            SlotNow::Absent
+                if status.knows_a_slot() && !status.motion().is_in(Activity::MakingSlot) =>
+            {
+                lost(postgres, status, "is gone");
+            }
+            SlotNow::Absent => {}
         }
         if pulse.changed().await.is_err() {
             // The control session is lost, which ends the life elsewhere.
@@ -84,16 +82,42 @@ fn alarm(postgres: &PostgresConfig, wal: &SlotWal) -> Option<String> {
     })
 }
 
-fn show(postgres: &PostgresConfig, status: &StatusBoard, wal: &SlotWal, alarm: Option<String>) {
-    let bytes_max = bound(postgres, wal);
+fn keeps(postgres: &PostgresConfig, status: &StatusBoard, wal: &SlotWal) {
+    let (bytes_max, alarm) = (bound(postgres, wal), alarm(postgres, wal));
     gauge!(names::SLOT_WAL).set(precise(wal.bytes));
     gauge!(names::SLOT_WAL_MAX).set(bytes_max.map_or(f64::INFINITY, precise));
     gauge!(names::SLOT_ALARM).set(if alarm.is_some() { 1.0 } else { 0.0 });
+    gauge!(names::SLOT_LOST).set(0.0);
     status.slot(SlotStatus {
         wal_bytes: wal.bytes,
         wal_bytes_max: bytes_max,
-        alarm,
+        alarm: alarm.clone(),
+        lost: None,
     });
+    status.concern(Concern::SlotLost, None);
+    status.concern(Concern::SlotWal, alarm.map(Worry::grave));
+}
+
+/// The log cannot be continued any more. It keeps no WAL, so the alarm is of the past; what is
+/// lost is said until a new slot stands, which with Kafka away may take as long as that does.
+fn lost(postgres: &PostgresConfig, status: &StatusBoard, how: &str) {
+    if !in_force("slot_loss_said") {
+        return;
+    }
+    let sentence = format!(
+        "the replication slot {} {how}: the log cannot be continued, so all tables are read again \
+         in a new epoch, which begins by itself once source and Kafka can be reached",
+        postgres.slot
+    );
+    gauge!(names::SLOT_WAL).set(0.0);
+    gauge!(names::SLOT_ALARM).set(0.0);
+    gauge!(names::SLOT_LOST).set(1.0);
+    status.slot(SlotStatus {
+        lost: Some(sentence.clone()),
+        ..SlotStatus::default()
+    });
+    status.concern(Concern::SlotLost, Some(Worry::grave(sentence)));
+    status.concern_forgotten(Concern::SlotWal);
 }
 
 /// Drops the slot, whoever of our role streams from it, while the lock is still held.

@@ -1,89 +1,32 @@
 //! What the outside sees of a connector: `/status`, metrics, health.
 //!
-//! | metric | meaning |
-//! |---|---|
-//! | `connector_events_total` | records sent to tables' topics, tombstones included |
-//! | `connector_quarantined_total{table,reason}` | changes that went to quarantine |
-//! | `connector_records_total{whole}` | checkpoint records committed; `whole`: readers take it |
-//! | `connector_commit_ms` | from a checkpoint record's sending to its commit |
-//! | `connector_lives_total` | connections, each with lock, slot, and takeover |
-//! | `connector_reads_total{kind}` | reads of the source: `chunk`, `hole`, `reconcile` |
-//! | `connector_read_ms{kind}` | how long each took, waiting included |
-//! | `connector_epoch` | the epoch, in seconds since 1970 when it began or one more than the last |
-//! | `connector_position_bytes`, `connector_reach_bytes`, `connector_wal_end_bytes` | LSNs |
-//! | `connector_lag_bytes` | WAL of the source behind the position |
-//! | `connector_unconfirmed_bytes` | WAL between what PostgreSQL was told and the last record |
-//! | `connector_current_at_seconds` | when the topics were last known to be all that the source had |
-//! | `connector_unsettled_transactions` | sent, not yet known to be visible in the source |
-//! | `connector_buffered_bytes` | received from the slot, not yet handled |
-//! | `connector_unacknowledged_events` | sent to Kafka, not yet acknowledged |
-//! | `connector_healthy` | 1: it streams, reads or stands by; 0: it is connecting or stalled |
-//! | `connector_state{state}` | 1 for the state it is in, 0 for the others |
-//! | `connector_lag_ms` | how old the topics are at most: since when they were last known current |
-//! | `connector_stalled_seconds` | for how long nothing has moved that should, once that is long |
-//! | `connector_stalls_total` | how often that began |
-//! | `connector_slot_wal_bytes` | WAL that the slot makes the source keep |
-//! | `connector_slot_wal_max_bytes` | with more the slot is given up, or the source ends it |
-//! | `connector_slot_alarm` | 1: that share of it is kept at which the alarm comes |
-//! | `connector_slots_given_up_total` | slots dropped because they kept too much |
-//! | `connector_retries_total` | lives that ended in an error and are followed by another |
-//!
-//! Those of table reads stand in `reads`, those of what was sent in `tally`.
+//! The metrics stand in `names`, those of table reads in `reads`, of what was sent in `tally`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use axum::{Json, Router, routing::get};
 use kafka::{Checkpoint, Lsn};
-use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
+use metrics::{counter, gauge};
 use serde::Serialize;
 use service::admin::Health;
+use service::fault::in_force;
 
+mod concern;
+pub(crate) mod names;
 mod reads;
 
 use crate::command::Commands;
 use crate::encode::envelope::now_us;
+use crate::snapshot::waits::ReadsWait;
 use crate::watch::Motion;
+use concern::Concerns;
+pub(crate) use concern::{Concern, Reminder, Worry};
 use reads::{FailedRequest, TableStatus};
 
-/// Names of the metrics.
-pub(crate) mod names {
-    pub(crate) const EVENTS: &str = "connector_events_total";
-    pub(crate) const ROWS: &str = "connector_rows_total";
-    pub(crate) const BYTES: &str = "connector_bytes_total";
-    pub(crate) const UNACKNOWLEDGED: &str = "connector_unacknowledged_events";
-    pub(crate) const QUARANTINED: &str = "connector_quarantined_total";
-    pub(crate) const RECORDS: &str = "connector_records_total";
-    pub(crate) const COMMIT_MS: &str = "connector_commit_ms";
-    pub(crate) const LIVES: &str = "connector_lives_total";
-    pub(crate) const HANGING: &str = "connector_hanging_partitions_total";
-    pub(crate) const READS: &str = "connector_reads_total";
-    pub(crate) const READ_MS: &str = "connector_read_ms";
-    pub(crate) const READ_ROWS: &str = "connector_read_rows_total";
-    pub(crate) const READ_BYTES: &str = "connector_read_bytes_total";
-    pub(crate) const READ_ROWS_LEFT: &str = "connector_read_rows_left";
-    pub(crate) const REQUESTS: &str = "connector_read_requests";
-    pub(crate) const REQUESTS_FAILED: &str = "connector_read_requests_failed_total";
-    pub(crate) const EPOCH: &str = "connector_epoch";
-    pub(crate) const POSITION: &str = "connector_position_bytes";
-    pub(crate) const REACH: &str = "connector_reach_bytes";
-    pub(crate) const WAL_END: &str = "connector_wal_end_bytes";
-    pub(crate) const LAG: &str = "connector_lag_bytes";
-    pub(crate) const UNCONFIRMED: &str = "connector_unconfirmed_bytes";
-    pub(crate) const CURRENT_AT: &str = "connector_current_at_seconds";
-    pub(crate) const UNSETTLED: &str = "connector_unsettled_transactions";
-    pub(crate) const BUFFERED: &str = "connector_buffered_bytes";
-    pub(crate) const HEALTHY: &str = "connector_healthy";
-    pub(crate) const STATE: &str = "connector_state";
-    pub(crate) const LAG_MS: &str = "connector_lag_ms";
-    pub(crate) const STALLED: &str = "connector_stalled_seconds";
-    pub(crate) const STALLS: &str = "connector_stalls_total";
-    pub(crate) const SLOT_WAL: &str = "connector_slot_wal_bytes";
-    pub(crate) const SLOT_WAL_MAX: &str = "connector_slot_wal_max_bytes";
-    pub(crate) const SLOT_ALARM: &str = "connector_slot_alarm";
-    pub(crate) const SLOTS_GIVEN_UP: &str = "connector_slots_given_up_total";
-    pub(crate) const RETRIES: &str = "connector_retries_total";
-}
+/// A read that has waited for less is not worth a word in `reason`.
+const NOTICEABLE: Duration = Duration::from_secs(1);
 
 /// What a connector is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -142,7 +85,9 @@ impl State {
 struct Status {
     source: String,
     state: State,
-    /// Why it is not streaming, or what it waits for.
+    /// It does its work, or tries to, and somebody has to act before that ends.
+    degraded: bool,
+    /// Why it is not streaming, what it waits for, and what somebody has to act on.
     reason: Option<String>,
     epoch: Option<u64>,
     position: Option<Lsn>,
@@ -151,7 +96,7 @@ struct Status {
     lag_bytes: Option<u64>,
     committed_at_us: Option<i64>,
     current_at_us: Option<i64>,
-    /// Has every table been read once? Before, readers take no checkpoint.
+    /// Is every table read, and compared where an epoch is new? Before, readers take no checkpoint.
     whole: bool,
     /// Changes that this process has sent to quarantine.
     quarantined: u64,
@@ -162,13 +107,15 @@ struct Status {
 }
 
 /// What the slot makes the source keep.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct SlotStatus {
     pub(crate) wal_bytes: u64,
     /// With more it is given up, or the source ends it.
     pub(crate) wal_bytes_max: Option<u64>,
     /// Why somebody should look.
     pub(crate) alarm: Option<String>,
+    /// Why the log cannot be continued from it.
+    pub(crate) lost: Option<String>,
 }
 
 /// Shared by the life, which writes it, and the admin port, which reads it.
@@ -187,6 +134,77 @@ struct Said {
     state: State,
     reason: Option<String>,
     stall: Option<String>,
+    concerns: Concerns,
+    reads_wait: Option<ReadsWait>,
+    /// Since when this one answers for the topics: its start, or the end of another's lead.
+    answers_since_us: i64,
+}
+
+impl Said {
+    fn new() -> Self {
+        Self {
+            state: State::Connecting,
+            reason: None,
+            stall: None,
+            concerns: Concerns::default(),
+            reads_wait: None,
+            answers_since_us: now_us(),
+        }
+    }
+
+    /// State and reason as they are shown.
+    fn shown(&self) -> (State, Option<String>) {
+        let (state, first) = match &self.stall {
+            Some(stall) => (State::Stalled, Some(stall)),
+            None => (self.state, self.reason.as_ref()),
+        };
+        let mut reason: Option<String> = None;
+        for part in first.into_iter().chain(self.concerns.sentences()) {
+            match &mut reason {
+                None => reason = Some(part.clone()),
+                Some(reason) => {
+                    reason.push_str("; ");
+                    reason.push_str(part);
+                }
+            }
+        }
+        (state, reason)
+    }
+}
+
+impl Status {
+    /// Nothing is known of the source and its topics.
+    fn new(source: String) -> Self {
+        Self {
+            source,
+            state: State::Connecting,
+            degraded: false,
+            reason: None,
+            epoch: None,
+            position: None,
+            reach: None,
+            wal_end: None,
+            lag_bytes: None,
+            committed_at_us: None,
+            current_at_us: None,
+            whole: false,
+            quarantined: 0,
+            slot: None,
+            tables: BTreeMap::new(),
+            failed_requests: VecDeque::new(),
+        }
+    }
+
+    /// The source's WAL ends at `wal_end`, and the topics have what there is up to `position`.
+    fn reaches(&mut self, wal_end: Lsn, position: Option<Lsn>) {
+        self.wal_end = Some(wal_end);
+        gauge!(names::WAL_END).set(precise(wal_end.0));
+        let lag = position.map(|position| wal_end.0.saturating_sub(position.0));
+        if let Some(bytes) = lag {
+            gauge!(names::LAG).set(precise(bytes));
+        }
+        self.lag_bytes = lag;
+    }
 }
 
 impl StatusBoard {
@@ -198,28 +216,8 @@ impl StatusBoard {
             health,
             motion: Arc::default(),
             commands: Commands::default(),
-            said: Arc::new(RwLock::new(Said {
-                state: State::Connecting,
-                reason: None,
-                stall: None,
-            })),
-            status: Arc::new(RwLock::new(Status {
-                source: source.to_owned(),
-                state: State::Connecting,
-                reason: None,
-                epoch: None,
-                position: None,
-                reach: None,
-                wal_end: None,
-                lag_bytes: None,
-                committed_at_us: None,
-                current_at_us: None,
-                whole: false,
-                quarantined: 0,
-                slot: None,
-                tables: BTreeMap::new(),
-                failed_requests: VecDeque::new(),
-            })),
+            said: Arc::new(RwLock::new(Said::new())),
+            status: Arc::new(RwLock::new(Status::new(source.to_owned()))),
         }
     }
 
@@ -260,17 +258,50 @@ impl StatusBoard {
     /// The state changed; ready only once a record says so.
     pub(crate) fn set(&self, state: State, reason: Option<String>) {
         let mut said = self.said.write().unwrap_or_else(PoisonError::into_inner);
-        (said.state, said.reason) = (state, reason);
-        self.show(&said);
+        self.turn(&mut said, state, reason);
     }
 
     /// Another try: until it succeeds, why the last one failed stays said.
     pub(crate) fn connecting(&self) {
         let mut said = self.said.write().unwrap_or_else(PoisonError::into_inner);
-        if said.state != State::Connecting {
-            (said.state, said.reason) = (State::Connecting, None);
+        if said.state == State::Connecting {
+            self.show(&said);
+        } else {
+            self.turn(&mut said, State::Connecting, None);
         }
-        self.show(&said);
+    }
+
+    fn turn(&self, said: &mut Said, state: State, reason: Option<String>) {
+        let stood_by = said.state == State::WaitingForLock;
+        (said.state, said.reason) = (state, reason);
+        let stands_by = state == State::WaitingForLock;
+        if stands_by || state == State::Connecting {
+            // Its reads ended with the life, and so did what they waited for.
+            said.reads_wait = None;
+            said.concerns.forget(Concern::ReadWaits);
+        }
+        if stands_by && !stood_by && in_force("standby_says_nothing") {
+            self.stand_by(said);
+        }
+        if stood_by && !stands_by {
+            said.answers_since_us = now_us();
+        }
+        self.show(said);
+    }
+
+    /// Another one leads: what this one knows of topics and slot is of when it led itself.
+    fn stand_by(&self, said: &mut Said) {
+        said.concerns.forget(Concern::SlotWal);
+        said.concerns.forget(Concern::SlotLost);
+        let mut status = self.status.write().unwrap_or_else(PoisonError::into_inner);
+        reads::stand_by(status.tables.keys());
+        let fresh = Status::new(status.source.clone());
+        *status = Status {
+            quarantined: status.quarantined,
+            failed_requests: std::mem::take(&mut status.failed_requests),
+            ..fresh
+        };
+        names::stand_by();
     }
 
     /// Nothing moves that should, or it moves again.
@@ -282,11 +313,23 @@ impl StatusBoard {
         }
     }
 
+    /// Something that somebody has to act on lasts, or is over.
+    pub(crate) fn concern(&self, concern: Concern, worry: Option<Worry>) {
+        let mut said = self.said.write().unwrap_or_else(PoisonError::into_inner);
+        if said.concerns.set(concern, worry) {
+            self.show(&said);
+        }
+    }
+
+    /// It is of no meaning any more, without being over.
+    pub(crate) fn concern_forgotten(&self, concern: Concern) {
+        let mut said = self.said.write().unwrap_or_else(PoisonError::into_inner);
+        said.concerns.forget(concern);
+        self.show(&said);
+    }
+
     fn show(&self, said: &Said) {
-        let (state, reason) = match &said.stall {
-            Some(stall) => (State::Stalled, Some(stall.clone())),
-            None => (said.state, said.reason.clone()),
-        };
+        let (state, reason) = said.shown();
         let ready = matches!(state, State::Streaming | State::Reading) && self.read().whole;
         if ready {
             self.health.ready();
@@ -296,12 +339,14 @@ impl StatusBoard {
                 .not_ready(reason.unwrap_or_else(|| state.sentence().to_owned()));
         }
         let healthy = !matches!(state, State::Connecting | State::Stalled);
+        let degraded = said.concerns.is_grave();
         gauge!(names::HEALTHY).set(if healthy { 1.0 } else { 0.0 });
+        gauge!(names::DEGRADED).set(if degraded { 1.0 } else { 0.0 });
         for one in State::ALL {
             gauge!(names::STATE, "state" => one.name()).set(if one == state { 1.0 } else { 0.0 });
         }
         let mut status = self.status.write().unwrap_or_else(PoisonError::into_inner);
-        (status.state, status.reason) = (state, reason);
+        (status.state, status.reason, status.degraded) = (state, reason, degraded);
     }
 
     /// What the slot keeps was looked at.
@@ -310,12 +355,58 @@ impl StatusBoard {
         status.slot = Some(slot);
     }
 
-    /// What grows by itself, each second.
-    pub(crate) fn tick(&self) {
-        if let Some(at_us) = self.read().current_at_us {
-            let age_us = now_us().saturating_sub(at_us).max(0);
-            gauge!(names::LAG_MS).set(precise(age_us.unsigned_abs()) / 1e3);
+    /// Has a slot been seen, by this life or one before?
+    pub(crate) fn knows_a_slot(&self) -> bool {
+        self.read().slot.is_some()
+    }
+
+    /// The source's pulse: its WAL ends at `wal_end`. Comes while Kafka is away, too, so lag is
+    /// told by how far the last record was; before the first one by how far the slot is `confirmed`.
+    pub(crate) fn felt(&self, wal_end: Lsn, confirmed: Option<Lsn>) {
+        if !in_force("lag_is_felt") {
+            return;
         }
+        let mut status = self.status.write().unwrap_or_else(PoisonError::into_inner);
+        let from = status.position.or(confirmed);
+        status.reaches(wal_end, from);
+    }
+
+    /// What a table read waits for; none: reads go on, or there is none.
+    pub(crate) fn reads_wait(&self, waits: Option<ReadsWait>) {
+        let mut said = self.said.write().unwrap_or_else(PoisonError::into_inner);
+        said.reads_wait = waits;
+    }
+
+    /// What grows by itself, each second. What lasts for `stall` is somebody's to end.
+    pub(crate) fn tick(&self, stall: Duration) {
+        self.tell_age();
+        self.tell_waits(stall);
+    }
+
+    fn tell_waits(&self, stall: Duration) {
+        let mut said = self.said.write().unwrap_or_else(PoisonError::into_inner);
+        let waits = said.reads_wait.as_ref();
+        let lasts = waits.map_or(Duration::ZERO, |waits| waits.since.elapsed());
+        gauge!(names::READ_WAITING).set(lasts.as_secs_f64());
+        let worry = waits
+            .filter(|_| lasts >= NOTICEABLE && in_force("read_waits_said"))
+            .map(|waits| Worry {
+                sentence: waits.sentence(),
+                grave: lasts >= stall,
+            });
+        if said.concerns.set(Concern::ReadWaits, worry) {
+            self.show(&said);
+        }
+    }
+
+    fn tell_age(&self) {
+        let said = self.said.read().unwrap_or_else(PoisonError::into_inner);
+        if said.state == State::WaitingForLock && in_force("standby_says_nothing") {
+            return;
+        }
+        let since_us = self.read().current_at_us.unwrap_or(said.answers_since_us);
+        let age_us = now_us().saturating_sub(since_us).max(0);
+        gauge!(names::LAG_MS).set(precise(age_us.unsigned_abs()) / 1e3);
     }
 
     /// A change went to quarantine.
@@ -326,17 +417,14 @@ impl StatusBoard {
     }
 
     /// A record was committed.
-    pub(crate) fn recorded(&self, record: &Checkpoint, waits_for: Option<String>) {
+    pub(crate) fn recorded(&self, record: &Checkpoint) {
         let whole = record.is_whole();
         let reading = reads::is_reading(record);
         reads::measure(record);
-        let lag = record.wal_end.0.saturating_sub(record.position.0);
         counter!(names::RECORDS, "whole" => if whole { "true" } else { "false" }).increment(1);
         gauge!(names::EPOCH).set(precise(record.epoch));
         gauge!(names::POSITION).set(precise(record.position.0));
         gauge!(names::REACH).set(precise(record.reach.0));
-        gauge!(names::WAL_END).set(precise(record.wal_end.0));
-        gauge!(names::LAG).set(precise(lag));
         if let Some(at_us) = record.current_at_us {
             gauge!(names::CURRENT_AT).set(precise(at_us.unsigned_abs()) / 1e6);
         }
@@ -345,14 +433,14 @@ impl StatusBoard {
             status.epoch = Some(record.epoch);
             status.position = Some(record.position);
             status.reach = Some(record.reach);
-            status.wal_end = Some(record.wal_end);
-            status.lag_bytes = Some(lag);
+            status.reaches(record.wal_end, Some(record.position));
             status.committed_at_us = record.committed_at_us;
             status.current_at_us = record.current_at_us;
             status.whole = record
                 .tables
                 .values()
                 .all(|table| !table.columns.is_empty());
+            gauge!(names::WHOLE).set(if status.whole { 1.0 } else { 0.0 });
             status.tables = record
                 .tables
                 .iter()
@@ -364,7 +452,8 @@ impl StatusBoard {
         } else {
             State::Streaming
         };
-        self.set(state, waits_for);
+        self.motion.readers_wait(reading && !self.read().whole);
+        self.set(state, None);
     }
 
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Status> {
@@ -381,58 +470,7 @@ pub(crate) fn precise(value: u64) -> f64 {
 /// Says what each metric is.
 pub fn describe() {
     kafka::producer::describe();
+    names::describe();
     reads::describe();
     crate::tally::describe();
-    describe_counter!(names::EVENTS, Unit::Count, "records sent to tables' topics");
-    describe_counter!(
-        names::QUARANTINED,
-        Unit::Count,
-        "changes that went to quarantine"
-    );
-    describe_counter!(names::RECORDS, Unit::Count, "checkpoint records committed");
-    describe_counter!(names::LIVES, Unit::Count, "takeovers begun");
-    describe_counter!(
-        names::HANGING,
-        Unit::Count,
-        "partitions in which Kafka had left a transaction without an end, ended at a takeover"
-    );
-    describe_counter!(names::READS, Unit::Count, "reads of the source");
-    describe_histogram!(names::COMMIT_MS, Unit::Milliseconds, "commit of a record");
-    describe_histogram!(names::READ_MS, Unit::Milliseconds, "a read of the source");
-    describe_gauge!(names::EPOCH, "the epoch");
-    describe_gauge!(names::POSITION, Unit::Bytes, "LSN of the position");
-    describe_gauge!(names::REACH, Unit::Bytes, "LSN that the topics reach");
-    describe_gauge!(names::WAL_END, Unit::Bytes, "LSN of the source's WAL end");
-    describe_gauge!(names::LAG, Unit::Bytes, "WAL behind the position");
-    describe_gauge!(
-        names::UNCONFIRMED,
-        Unit::Bytes,
-        "WAL between the position that PostgreSQL was told and that of the last record"
-    );
-    describe_gauge!(names::CURRENT_AT, Unit::Seconds, "when last known current");
-    describe_gauge!(
-        names::UNSETTLED,
-        Unit::Count,
-        "sent, not known to be visible"
-    );
-    describe_gauge!(names::BUFFERED, Unit::Bytes, "received and not yet handled");
-    describe_gauge!(
-        names::UNACKNOWLEDGED,
-        Unit::Count,
-        "sent to Kafka and not yet acknowledged"
-    );
-    describe_gauge!(names::HEALTHY, "1: streams, reads or stands by");
-    describe_gauge!(names::STATE, "1 for the state it is in");
-    describe_gauge!(
-        names::LAG_MS,
-        Unit::Milliseconds,
-        "since last known current"
-    );
-    describe_gauge!(names::STALLED, Unit::Seconds, "nothing moves that should");
-    describe_counter!(names::STALLS, Unit::Count, "stalls begun");
-    describe_gauge!(names::SLOT_WAL, Unit::Bytes, "WAL kept by the slot");
-    describe_gauge!(names::SLOT_WAL_MAX, Unit::Bytes, "WAL it may keep");
-    describe_gauge!(names::SLOT_ALARM, "1: too much of it is kept");
-    describe_counter!(names::SLOTS_GIVEN_UP, Unit::Count, "slots given up");
-    describe_counter!(names::RETRIES, Unit::Count, "lives that ended in an error");
 }

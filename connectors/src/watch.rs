@@ -4,17 +4,18 @@
 //! slot waits for every transaction that runs), and a defect has none. So the life only counts:
 //! what it is doing, how often it came round, how far the log has come. A task beside it looks
 //! at these numbers each second. When they stand still for `stall_ms`, state, health, metric and
-//! log say so, and in which step; when they move again, likewise. What tasks beside the life wait
-//! for stands in `waits`, and is said in the same way.
+//! log say so, and in which step; when they move again, likewise. A table read that waits for its
+//! owner is tried again and again, so the life moves: whether a read that readers wait for goes on is
+//! counted by itself. What tasks beside the life wait for stands in `waits`, and is said in the same way.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use kafka::Lsn;
 use metrics::{counter, gauge};
 use service::fault::in_force;
 
-use crate::status::{StatusBoard, names};
+use crate::status::{Reminder, StatusBoard, names};
 
 mod waits;
 
@@ -22,9 +23,6 @@ pub(crate) use waits::{Awaited, Waits};
 
 /// How often the numbers are looked at.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// While nothing moves, the log says so again after this.
-const SAY_AGAIN: Duration = Duration::from_secs(60);
 
 /// The step that a life is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +60,14 @@ impl Activity {
         Self::Recording,
         Self::Resting,
     ];
+
+    /// Does the log come in, and are tables read in between?
+    fn is_of_the_stream(self) -> bool {
+        matches!(
+            self,
+            Self::Streaming | Self::Recording | Self::ReadingTables | Self::ReadingTopics
+        )
+    }
 
     /// What does not end, and what to look at.
     fn sentence(self) -> &'static str {
@@ -113,6 +119,11 @@ pub(crate) struct Motion {
     /// The source's WAL end, as the control session said last.
     flushed: AtomicU64,
     waits: Waits,
+    /// How often a table read was tried, and how often one went on.
+    read_tries: AtomicU64,
+    read_moves: AtomicU64,
+    /// Do readers of checkpoints wait for what is read?
+    readers_wait: AtomicBool,
 }
 
 impl Default for Motion {
@@ -124,6 +135,9 @@ impl Default for Motion {
             received: AtomicU64::new(0),
             flushed: AtomicU64::new(0),
             waits: Waits::default(),
+            read_tries: AtomicU64::new(0),
+            read_moves: AtomicU64::new(0),
+            readers_wait: AtomicBool::new(false),
         }
     }
 }
@@ -153,6 +167,23 @@ impl Motion {
         &self.waits
     }
 
+    /// A table read was tried; did one go on?
+    pub(crate) fn tried_to_read(&self, moved: bool) {
+        self.read_tries.fetch_add(1, Ordering::Relaxed);
+        self.read_moves
+            .fetch_add(u64::from(moved), Ordering::Relaxed);
+    }
+
+    /// Do readers of checkpoints wait for what is read?
+    pub(crate) fn readers_wait(&self, wait: bool) {
+        self.readers_wait.store(wait, Ordering::Relaxed);
+    }
+
+    /// Is this the step that the life is in?
+    pub(crate) fn is_in(&self, activity: Activity) -> bool {
+        self.activity.load(Ordering::Relaxed) == activity as u8
+    }
+
     fn look(&self) -> Look {
         let activity = self.activity.load(Ordering::Relaxed);
         Look {
@@ -164,6 +195,9 @@ impl Motion {
             handled: self.handled.load(Ordering::Relaxed),
             received: Lsn(self.received.load(Ordering::Relaxed)),
             flushed: Lsn(self.flushed.load(Ordering::Relaxed)),
+            read_tries: self.read_tries.load(Ordering::Relaxed),
+            read_moves: self.read_moves.load(Ordering::Relaxed),
+            readers_wait: self.readers_wait.load(Ordering::Relaxed),
         }
     }
 }
@@ -176,6 +210,9 @@ struct Look {
     handled: u64,
     received: Lsn,
     flushed: Lsn,
+    read_tries: u64,
+    read_moves: u64,
+    readers_wait: bool,
 }
 
 /// Since when what stands still.
@@ -187,6 +224,8 @@ struct Watcher {
     alive_at: Instant,
     /// When the slot sent anything, or there was nothing to send.
     fed_at: Instant,
+    /// When a table read that readers wait for went on, or there was none to go on.
+    read_at: Instant,
 }
 
 impl Watcher {
@@ -196,6 +235,7 @@ impl Watcher {
             last: first,
             alive_at: now,
             fed_at: now,
+            read_at: now,
         }
     }
 
@@ -211,6 +251,12 @@ impl Watcher {
         if handled || look.received != last.received || !owed || !streams {
             self.fed_at = now;
         }
+        // Within a transaction of the source nothing is read.
+        let within = handled && look.read_tries == last.read_tries;
+        let moved = look.read_moves != last.read_moves;
+        if moved || within || !look.readers_wait || !look.activity.is_of_the_stream() {
+            self.read_at = now;
+        }
         let (stuck, hungry) = (now - self.alive_at, now - self.fed_at);
         if stuck >= self.stall {
             let sentence = look.activity.sentence();
@@ -219,7 +265,7 @@ impl Watcher {
                 format!("for {} s nothing moves: {sentence}", stuck.as_secs()),
             ));
         }
-        (hungry >= self.stall).then(|| {
+        if hungry >= self.stall {
             let sentence = format!(
                 "for {} s the source has sent nothing beyond {}, while its WAL ends at {}; see \
                  wait_event of the walsender in pg_stat_activity (a large transaction that is \
@@ -228,7 +274,15 @@ impl Watcher {
                 look.received,
                 look.flushed
             );
-            (hungry, sentence)
+            return Some((hungry, sentence));
+        }
+        let unread = now - self.read_at;
+        (unread >= self.stall && in_force("read_waits_said")).then(|| {
+            let sentence = format!(
+                "for {} s no table read goes on that readers of checkpoints wait for",
+                unread.as_secs()
+            );
+            (unread, sentence)
         })
     }
 }
@@ -237,29 +291,28 @@ impl Watcher {
 pub(crate) async fn watch(status: StatusBoard, stall: Duration) {
     let mut watcher = Watcher::new(status.motion().look(), stall, Instant::now());
     let mut ticks = tokio::time::interval(LOOK);
-    let mut said: Option<Instant> = None;
+    let mut said = Reminder::default();
     loop {
         ticks.tick().await;
         let now = Instant::now();
-        status.tick();
+        status.tick(stall);
         let motion = status.motion();
         let found = watcher.look(motion.look(), now);
         let found = found.or_else(|| motion.waits().overdue(stall, now));
         match found.filter(|_| in_force("say_stalls")) {
             Some((lasts, sentence)) => {
                 gauge!(names::STALLED).set(lasts.as_secs_f64());
-                if said.is_none() {
+                if !said.is_said() {
                     counter!(names::STALLS).increment(1);
                 }
-                if said.is_none_or(|said| now - said >= SAY_AGAIN) {
-                    said = Some(now);
+                if said.is_due(now) {
                     tracing::error!(stalled_s = lasts.as_secs(), "{sentence}");
                 }
                 status.stalled(Some(sentence));
             }
             None => {
                 gauge!(names::STALLED).set(0.0);
-                if said.take().is_some() {
+                if said.end() {
                     tracing::info!("it moves again");
                 }
                 status.stalled(None);
@@ -324,6 +377,35 @@ mod tests {
         assert!(said.contains("nothing beyond 0/5"), "{said}");
         trial.motion.round(Lsn(6), Lsn(40));
         assert_eq!(trial.at(17), None, "it sends again");
+    }
+
+    #[test]
+    fn a_read_that_readers_wait_for_and_that_does_not_go_on_is_said() {
+        let mut trial = Trial::new();
+        trial.motion.readers_wait(true);
+        let mut waits = |second| {
+            trial.motion.round(Lsn(5), Lsn(5));
+            trial.motion.tried_to_read(false);
+            trial.at(second)
+        };
+        for second in 1..15 {
+            assert_eq!(waits(second), None);
+        }
+        let said = waits(15).unwrap_or_default();
+        assert!(said.contains("no table read goes on"), "{said}");
+        trial.motion.tried_to_read(true);
+        assert_eq!(trial.at(17), None, "one went on");
+        for second in 18..100 {
+            trial.motion.handled();
+            trial.motion.round(Lsn(5), Lsn(5));
+            assert_eq!(trial.at(second), None, "a long transaction comes in");
+        }
+        trial.motion.readers_wait(false);
+        for second in 100..200 {
+            trial.motion.tried_to_read(false);
+            trial.motion.round(Lsn(5), Lsn(5));
+            assert_eq!(trial.at(second), None, "readers have what they need");
+        }
     }
 
     #[test]

@@ -352,6 +352,11 @@ async fn status_is_told_to_people_and_to_programs() -> Result<()> {
     assert_eq!(code, Some(0));
     ensure!(text.starts_with("shop: streaming\n"), "{text}");
     ensure!(text.contains("public.item: read\n"), "{text}");
+    // The source is felt before anything is recorded.
+    ensure!(
+        text.contains("  slot: ") && text.contains(" of WAL kept"),
+        "{text}"
+    );
     let (code, json) = connector.command(&["status", "--json"]).await?;
     assert_eq!(code, Some(0));
     let json: Value = serde_json::from_str(&json)?;

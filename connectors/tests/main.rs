@@ -7,6 +7,7 @@ mod crashes;
 mod definitions;
 mod epochs;
 mod failover;
+mod gauges;
 mod hanging;
 mod harness;
 mod holes;

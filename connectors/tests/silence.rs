@@ -298,3 +298,117 @@ async fn a_broker_whose_disk_is_full_is_said_and_found_again() -> Result<()> {
     }
     Ok(())
 }
+
+/// A source of two tables, and a connector whose reads begin once `begin` is called, after the slot
+/// is there and what runs in the source is known.
+async fn held_before_its_reads(
+    point: &str,
+) -> Result<(Rig, Connector, tempfile::TempDir, std::path::PathBuf)> {
+    let ddl = format!("{DDL}; CREATE TABLE part (id bigint PRIMARY KEY, n int NOT NULL)");
+    let rig = Rig::new(&[ITEM, "public.part"], &ddl).await?;
+    let folder = tempfile::tempdir()?;
+    let begin = folder.path().join("begin");
+    let connector = rig
+        .connector()
+        .stream("stall_ms = 3000")
+        .faults(&format!("{point}:hold:1:{}", begin.display()))
+        .start()?;
+    connector.logged(&format!("{point}: holds")).await?;
+    Ok((rig, connector, folder, begin))
+}
+
+/// The first read waits for an owner who has locked a table; readers of checkpoints wait for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_read_that_waits_for_a_lock_is_said() -> Result<()> {
+    let (rig, connector, _folder, begin) = held_before_its_reads("connector.before_commit").await?;
+    let owner = rig.session().await?;
+    owner
+        .batch_execute("BEGIN; LOCK TABLE item IN ACCESS EXCLUSIVE MODE")
+        .await?;
+    std::fs::write(&begin, "")?;
+    let since = Instant::now();
+    let reason = "the read of public.item waits for a lock of its owner's; see SELECT pid";
+    says(&connector, since, "stalled", reason).await?;
+    let status = connector.status().await?;
+    assert_eq!(status["degraded"], true, "{status}");
+    let said = status["reason"].as_str().unwrap_or_default();
+    ensure!(said.contains("; since 20"), "since when: {said}");
+    ensure!(said.contains("no table read goes on"), "{said}");
+    let waiting = connector.metric("connector_read_waiting_seconds").await?;
+    ensure!(waiting >= Some(3.0), "{waiting:?}");
+    let (code, text) = connector.command(&["status"]).await?;
+    ensure!(
+        code == Some(1) && text.contains(", degraded, ") && text.contains("readers wait"),
+        "{text}"
+    );
+    // The stream goes on meanwhile.
+    rig.run("INSERT INTO part VALUES (6, 6)").await?;
+    let mut journal = rig.journal()?;
+    journal
+        .until("the insert is sent", |journal| {
+            journal.count("public.part", r#"{"id":6}"#, "c") == 1
+        })
+        .await?;
+    owner.batch_execute("COMMIT").await?;
+    is_healthy(&connector).await?;
+    connector.logged("table reads go on").await?;
+    eventually("nothing waits", || async {
+        let waiting = connector.metric("connector_read_waiting_seconds").await?;
+        let degraded = connector.metric("connector_degraded").await?;
+        Ok((waiting == Some(0.0) && degraded == Some(0.0)).then_some(()))
+    })
+    .await?;
+    equals_source(&rig, &mut journal, &[ITEM]).await
+}
+
+/// A transaction that ran when the slot was taken has to end before a snapshot is of use.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_read_that_waits_for_a_transaction_is_said() -> Result<()> {
+    let (rig, connector, _folder, begin) = held_before_its_reads("connector.after_create").await?;
+    let long = rig.session().await?;
+    long.batch_execute("BEGIN; INSERT INTO part VALUES (6, 6)")
+        .await?;
+    std::fs::write(&begin, "")?;
+    let since = Instant::now();
+    says(&connector, since, "stalled", "reads wait for transaction").await?;
+    long.batch_execute("COMMIT").await?;
+    is_healthy(&connector).await?;
+    equals_source(&rig, &mut rig.journal()?, &[ITEM]).await
+}
+
+/// A read again, for which no reader waits: somebody has to act, and the connector works.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_by_command_that_waits_for_a_lock_leaves_the_connector_ready() -> Result<()> {
+    let rig = Rig::new(&[ITEM], DDL).await?;
+    let connector = rig.connector().stream("stall_ms = 3000").start()?;
+    is_healthy(&connector).await?;
+    let owner = rig.session().await?;
+    owner
+        .batch_execute("BEGIN; LOCK TABLE item IN ACCESS EXCLUSIVE MODE")
+        .await?;
+    let (code, output) = connector.command(&["read", "--table", ITEM]).await?;
+    ensure!(code == Some(0), "{output}");
+    let reason = "the read of public.item waits for a lock of its owner's; see SELECT pid";
+    eventually("it says so", || async {
+        let status = connector.status().await?;
+        let said = status["reason"].as_str().unwrap_or_default();
+        Ok((status["degraded"] == true && said.contains(reason)).then_some(()))
+    })
+    .await
+    .with_context(|| connector.log())?;
+    connector.logged(reason).await?;
+    assert_eq!(connector.status().await?["state"], "reading");
+    assert_eq!(connector.readiness().await?.0, 200);
+    for (name, value) in [("healthy", 1.0), ("degraded", 1.0), ("stalls_total", 0.0)] {
+        let found = connector.metric(&format!("connector_{name}")).await?;
+        assert_eq!(found.unwrap_or_default(), value, "{name}");
+    }
+    owner.batch_execute("COMMIT").await?;
+    is_healthy(&connector).await?;
+    eventually("nothing is to be done any more", || async {
+        let status = connector.status().await?;
+        Ok((status["degraded"] == false && status["reason"].is_null()).then_some(()))
+    })
+    .await?;
+    Ok(())
+}

@@ -53,6 +53,14 @@ async fn a_slot_that_keeps_too_much_is_said_and_given_up_while_kafka_is_away() -
         .await
         .with_context(|| connector.log())?;
         connector.logged("more than slot_wal_bytes_max").await?;
+        eventually("it says that the slot is lost", || async {
+            let lost = connector.metric("connector_slot_lost").await?;
+            let status = connector.status().await?;
+            let reason = status["reason"].as_str().unwrap_or_default();
+            Ok((lost == Some(1.0) && reason.contains("is gone: the log cannot")).then_some(()))
+        })
+        .await
+        .with_context(|| connector.log())?;
         rig.run("DELETE FROM item WHERE id = 2").await?;
         kafka.restart().await?;
         eventually("a new epoch", || async {
@@ -70,6 +78,7 @@ async fn a_slot_that_keeps_too_much_is_said_and_given_up_while_kafka_is_away() -
             Ok((alarm == Some(0.0)).then_some(()))
         })
         .await?;
+        assert_eq!(connector.metric("connector_slot_lost").await?, Some(0.0));
     }
     Ok(())
 }

@@ -11,6 +11,9 @@ pub(super) fn status(status: &Value) -> String {
     let mut out = String::new();
     let text = |key: &str| status[key].as_str().unwrap_or("?").to_owned();
     _ = write!(out, "{}: {}", text("source"), text("state"));
+    if status["degraded"] == true {
+        out.push_str(", degraded");
+    }
     if let Some(reason) = status["reason"].as_str() {
         _ = write!(out, ", {reason}");
     }
@@ -26,9 +29,26 @@ pub(super) fn status(status: &Value) -> String {
             "  epoch {epoch}, position {}, {lag} behind, {current}",
             text("position")
         );
+    } else if let Some(lag) = status["lag_bytes"].as_u64() {
+        _ = writeln!(out, "  no record yet, {} behind", bytes(lag));
+    }
+    if status["slot"].is_object() {
+        _ = writeln!(out, "  slot: {}", slot(&status["slot"]));
     }
     if status["whole"] == false && !status["epoch"].is_null() {
-        out.push_str("  readers wait: not every table has been read once\n");
+        out.push_str(
+            "  readers wait: not every table has been read, and compared with the topic\n",
+        );
+    }
+    match status["quarantined"].as_u64().unwrap_or_default() {
+        0 => {}
+        1 => out.push_str("  1 change went to quarantine since the start\n"),
+        changes => {
+            _ = writeln!(
+                out,
+                "  {changes} changes went to quarantine since the start"
+            )
+        }
     }
     let tables = status["tables"].as_object().into_iter().flatten();
     for (name, table) in tables {
@@ -47,6 +67,30 @@ pub(super) fn status(status: &Value) -> String {
         let part = |key: &str| failed[key].as_str().unwrap_or("?").to_owned();
         let (table, reason) = (part("table"), part("reason"));
         _ = writeln!(out, "  read {id} of {table} was given up: {reason}");
+    }
+    out
+}
+
+/// What the slot makes the source keep, and whether that is too much.
+fn slot(slot: &Value) -> String {
+    if slot["lost"].is_string() {
+        return "lost, all tables are to be read again".to_owned();
+    }
+    let kept = slot["wal_bytes"].as_u64().unwrap_or_default();
+    let mut out = format!("{} of WAL kept", bytes(kept));
+    match slot["wal_bytes_max"].as_u64() {
+        None => out.push_str(", without a bound"),
+        Some(bytes_max) => {
+            let share = kept.saturating_mul(100) / bytes_max.max(1);
+            _ = write!(
+                out,
+                ", {share} % of the {} at which it is given up",
+                bytes(bytes_max)
+            );
+        }
+    }
+    if slot["alarm"].is_string() {
+        out.push_str("; ALARM");
     }
     out
 }
@@ -107,8 +151,10 @@ mod tests {
     #[test]
     fn a_status_reads_as_sentences() {
         let shown = status(&json!({
-            "source": "shop", "state": "reading", "reason": null, "epoch": 7,
+            "source": "shop", "state": "reading", "degraded": false, "reason": null, "epoch": 7,
             "position": "0/16B3748", "lag_bytes": 20_480, "current_at_us": null, "whole": false,
+            "quarantined": 3,
+            "slot": {"wal_bytes": 3 << 20, "wal_bytes_max": 12 << 20, "alarm": null, "lost": null},
             "tables": {
                 "public.done": {"read": "done", "partitions_to_reconcile": 0, "requests": [{
                     "id": 9, "condition": "id > 5", "read": "done", "partitions_to_reconcile": 2,
@@ -123,12 +169,40 @@ mod tests {
         insta::assert_snapshot!(shown, @r"
         shop: reading
           epoch 7, position 0/16B3748, 20 KiB behind, not yet known to be current
-          readers wait: not every table has been read once
+          slot: 3072 KiB of WAL kept, 25 % of the 12 MiB at which it is given up
+          readers wait: not every table has been read, and compared with the topic
+          3 changes went to quarantine since the start
           public.done: read
             read 9 where id > 5: read; 2 partitions to be compared with the source
           public.item: reading, 50 of about 200 rows (25 %), 999 bytes, 3 ranges left
           public.next: waits to be read
           read 8 of public.item was given up: division by zero
         ");
+    }
+
+    #[test]
+    fn what_somebody_has_to_act_on_stands_first() {
+        let shown = |slot: Value| {
+            status(&json!({
+                "source": "shop", "state": "connecting", "degraded": true,
+                "reason": "cannot ask Kafka; the slot is in danger", "epoch": null,
+                "lag_bytes": 104_857_600, "whole": false, "quarantined": 1, "slot": slot,
+            }))
+        };
+        let danger =
+            json!({"wal_bytes": 100 << 20, "wal_bytes_max": 128 << 20, "alarm": "in danger"});
+        insta::assert_snapshot!(shown(danger), @r"
+        shop: connecting, degraded, cannot ask Kafka; the slot is in danger
+          no record yet, 100 MiB behind
+          slot: 100 MiB of WAL kept, 78 % of the 128 MiB at which it is given up; ALARM
+          1 change went to quarantine since the start
+        ");
+        let lost = shown(json!({"wal_bytes": 0, "wal_bytes_max": null, "lost": "it is gone"}));
+        assert!(lost.contains("slot: lost, all tables"), "{lost}");
+        let unbounded = shown(json!({"wal_bytes": 7, "wal_bytes_max": null, "alarm": null}));
+        assert!(
+            unbounded.contains("7 bytes of WAL kept, without a bound"),
+            "{unbounded}"
+        );
     }
 }

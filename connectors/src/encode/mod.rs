@@ -19,6 +19,7 @@ use kafka::quarantine::Reason;
 
 pub use envelope::{Origin, Snapshot, SourceBlock};
 pub use key::KeyColumn;
+pub(crate) use time::iso_text;
 pub use value::Kind;
 
 /// Why no event can be made of a row. Quotes no value.

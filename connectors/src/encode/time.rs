@@ -50,7 +50,7 @@ pub(super) fn timestamp_text(us: i64) -> Option<String> {
 }
 
 /// RFC 3339 in UTC with microseconds; beyond its years ISO 8601's signed ones, as Java's.
-pub(super) fn iso_text(us: i64) -> Option<String> {
+pub(crate) fn iso_text(us: i64) -> Option<String> {
     let (year, month, day) = civil(us.div_euclid(DAY_US))?;
     let mut text = String::with_capacity(32);
     match year {

@@ -91,9 +91,13 @@ impl Progress {
     /// Is there anything to read?
     #[must_use]
     pub fn is_reading(&self) -> bool {
-        self.ready().any(|(_, state)| {
-            !state.read.is_done() || !state.reconcile.is_empty() || !state.requests.is_empty()
-        })
+        self.ready().any(|(_, state)| is_unread(state))
+    }
+
+    /// Is there anything of this table to read?
+    #[must_use]
+    pub fn is_to_read(&self, table: &str) -> bool {
+        self.tables.get(table).is_some_and(is_unread)
     }
 
     /// How far the read is that a slice is of.
@@ -227,6 +231,10 @@ impl Progress {
             state.requests.retain(|request| !complete(request));
         }
     }
+}
+
+fn is_unread(state: &TableState) -> bool {
+    !state.read.is_done() || !state.reconcile.is_empty() || !state.requests.is_empty()
 }
 
 fn oldest_request<'a>(

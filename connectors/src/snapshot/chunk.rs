@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 use super::pace::{self, Bounds};
 use super::sql;
-use super::view::View;
+use super::view::{Settling, View};
 use super::worker::{Batch, DOING, SliceRead, Work};
 use crate::captured::Captured;
 use crate::encode::envelope::now_us;
@@ -45,11 +45,19 @@ impl Life<'_> {
     /// The next chunk of table reads, or the next batch of a reconciliation; if the source is in
     /// the way (a lock, a transaction that is not shown yet), nothing now.
     pub(crate) async fn read_some(&mut self) -> Result<(), LifeError> {
+        let moved = self.try_to_read().await?;
+        self.status.motion().tried_to_read(moved);
+        self.tell_waits();
+        Ok(())
+    }
+
+    /// True if a read went on.
+    async fn try_to_read(&mut self) -> Result<bool, LifeError> {
         // A slow query must not outlast an open Kafka transaction.
         self.record_if_any().await?;
         if !self.is_flushed().await? {
             self.read_again_at = Instant::now() + UNFLUSHED_RETRY;
-            return Ok(());
+            return Ok(false);
         }
         let begun = Instant::now();
         let without = self.readers.left_alone();
@@ -58,7 +66,7 @@ impl Life<'_> {
             // All that is to be read is locked.
             None => {
                 self.step_back();
-                return Ok(());
+                return Ok(false);
             }
             Some(NextRead::Slices(slices)) => ("chunk", self.read_chunk(slices).await),
             Some(NextRead::Reconcile {
@@ -75,17 +83,18 @@ impl Life<'_> {
         };
         if !self.progress.is_reading() {
             self.readers.close();
+            self.settling = Settling::default();
         }
         match tried {
             Ok(Tried::Read) => {
                 counter!(names::READS, "kind" => kind).increment(1);
                 histogram!(names::READ_MS, "kind" => kind)
                     .record(begun.elapsed().as_secs_f64() * 1000.0);
-                Ok(())
+                Ok(true)
             }
             Ok(Tried::StepBack) => {
                 self.step_back();
-                Ok(())
+                Ok(false)
             }
             // With rows sent there is no stepping back: no record may cover half a read, so the
             // life ends, and Kafka aborts them.
@@ -94,7 +103,7 @@ impl Life<'_> {
                 let session = Arc::clone(&self.reads);
                 View::close(&session).await?;
                 self.step_back();
-                Ok(())
+                Ok(false)
             }
             Err(error) => Err(error),
         }

@@ -22,4 +22,5 @@ mod rows;
 mod sql;
 pub(crate) mod truncate;
 pub(crate) mod view;
+pub(crate) mod waits;
 mod worker;

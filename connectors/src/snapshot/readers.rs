@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use kafka::Lsn;
 
 use super::pace::Pace;
+use super::waits::Since;
 use crate::config::ConnectorConfig;
 use crate::life::read_session;
 use crate::source::Session;
@@ -24,11 +25,17 @@ pub(crate) struct Readers {
     pub(super) helpers: Vec<Arc<Session>>,
     pub(super) pace: Pace,
     /// A read waits until the source has flushed its WAL so far.
-    pub(super) unflushed: Option<Lsn>,
+    pub(super) unflushed: Option<(Lsn, Since)>,
     refused_at: Option<Instant>,
-    /// Tables that their owner had locked, and when.
-    locked: BTreeMap<String, Instant>,
+    locked: BTreeMap<String, Locked>,
     said_at: Option<Instant>,
+}
+
+/// A table that its owner has locked.
+#[derive(Debug)]
+struct Locked {
+    since: Since,
+    looked_at: Instant,
 }
 
 impl Readers {
@@ -57,13 +64,15 @@ impl Readers {
 
     /// A table is locked: it is left alone for a while, the others are read.
     pub(super) fn locked(&mut self, table: &str) {
-        if self
-            .locked
-            .insert(table.to_owned(), Instant::now())
-            .is_none()
-        {
-            tracing::info!(table, "the read of {table} waits for a lock of its owner's");
+        let looked_at = Instant::now();
+        if let Some(locked) = self.locked.get_mut(table) {
+            locked.looked_at = looked_at;
+            return;
         }
+        tracing::info!(table, "the read of {table} waits for a lock of its owner's");
+        let since = Since::now();
+        let locked = Locked { since, looked_at };
+        self.locked.insert(table.to_owned(), locked);
     }
 
     /// A table could be locked for reading.
@@ -76,8 +85,18 @@ impl Readers {
         let lately = self
             .locked
             .iter()
-            .filter(|(_, at)| at.elapsed() < LOCK_RETRY);
+            .filter(|(_, locked)| locked.looked_at.elapsed() < LOCK_RETRY);
         lately.map(|(table, _)| table.clone()).collect()
+    }
+
+    /// The table that has been locked for longest, since when, and how many more are.
+    pub(super) fn locked_longest(
+        &self,
+        to_read: impl Fn(&str) -> bool,
+    ) -> Option<(&str, Since, usize)> {
+        let locked = || self.locked.iter().filter(|(table, _)| to_read(table));
+        let (table, longest) = locked().max_by_key(|(_, locked)| locked.since.elapsed())?;
+        Some((table, longest.since, locked().count() - 1))
     }
 
     /// A helper's session is lost, or of no use any more.
@@ -89,6 +108,7 @@ impl Readers {
     pub(super) fn close(&mut self) {
         self.helpers.clear();
         self.locked.clear();
+        self.unflushed = None;
         self.said_at = None;
     }
 

@@ -93,6 +93,7 @@ impl Life<'_> {
             }
             (existing, _) => existing?,
         };
+        self.readers.free(table);
         let Existing::Keys(existing) = existing else {
             View::close(session).await?;
             return Ok(false);

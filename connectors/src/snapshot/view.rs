@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use kafka::{KafkaConfig, Lsn};
 use service::fault::{self, in_force};
 
+use super::waits::Since;
 use crate::encode::envelope::now_us;
 use crate::error::LifeError;
 use crate::life::Life;
@@ -15,8 +16,6 @@ use crate::source::{Session, Snapshot, SourceError, session};
 const SETTLE_RETRY: Duration = Duration::from_millis(2);
 /// ... but a transaction that stays open is not asked about hundreds of times a second.
 const SETTLE_RETRY_MAX: Duration = Duration::from_millis(250);
-/// Waiting longer for a transaction of the source is worth a warning, once.
-const SETTLE_WARNED: Duration = Duration::from_secs(10);
 /// A kept view whose read is not flushed by then is ended, which has what it wrote flushed.
 const VIEW_KEPT_UNFLUSHED: Duration = Duration::from_millis(200);
 /// A read waits so long for the WAL before it begins; with commits it is flushed in no time.
@@ -37,11 +36,14 @@ pub(crate) struct View {
 /// Waiting for a snapshot that shows every transaction sent.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Settling {
-    since: Option<Instant>,
-    warned: bool,
+    since: Option<Since>,
 }
 
 impl Settling {
+    pub(super) fn since(&self) -> Option<Since> {
+        self.since
+    }
+
     /// Until the next try: a tenth of how long it has taken so far, within bounds.
     pub(crate) fn pause(&self) -> Duration {
         self.since.map_or(SETTLE_RETRY, |since| {
@@ -109,19 +111,14 @@ impl Life<'_> {
         let mut view = View::open(session).await?;
         view.lsn_before = too_early.unwrap_or(view.lsn_before);
         if self.unsettled.settle(&view.snapshot) || !in_force("snapshot_shows_sent") {
-            self.settling = Settling::default();
+            if std::mem::take(&mut self.settling).since.is_some() {
+                self.tell_waits();
+            }
             return Ok(Some(view));
         }
         View::close(session).await?;
-        let since = *self.settling.since.get_or_insert_with(Instant::now);
-        if since.elapsed() > SETTLE_WARNED && !std::mem::replace(&mut self.settling.warned, true) {
-            let xid = self.unsettled.first().unwrap_or_default();
-            tracing::warn!(
-                xid,
-                "reads wait for transaction {xid} of the source, which runs since before the \
-                 last takeover or is committed and not visible yet (a synchronous standby away?)"
-            );
-        }
+        self.settling.since.get_or_insert_with(Since::now);
+        self.tell_waits();
         Ok(None)
     }
 
@@ -135,14 +132,6 @@ impl Life<'_> {
             self.record_if_old().await?;
             tokio::time::sleep(self.settling.pause()).await;
         }
-    }
-
-    /// The reason that reads wait, for `/status`.
-    pub(crate) fn waits_for(&self) -> Option<String> {
-        let since = self.settling.since?;
-        let xid = self.unsettled.first()?;
-        (since.elapsed() > SETTLE_WARNED)
-            .then(|| format!("reads wait for transaction {xid} of the source to end"))
     }
 
     /// The LSN of a read that has just been made in `view`: the WAL's insert position, because
@@ -171,7 +160,7 @@ impl Life<'_> {
             return Ok(true);
         }
         // What was not flushed the last time: the end that there is now, under load never is.
-        if let Some(lsn) = self.readers.unflushed {
+        if let Some((lsn, _)) = self.readers.unflushed {
             if self.control.flushed().await? < lsn {
                 return Ok(false);
             }
@@ -182,7 +171,7 @@ impl Life<'_> {
         let lsn = self.wal.border(self.control.inserted().await?);
         while self.control.flushed().await? < lsn {
             if begun.elapsed() > FLUSHED_SOON {
-                self.readers.unflushed = Some(lsn);
+                self.readers.unflushed = Some((lsn, Since::now()));
                 return Ok(false);
             }
             tokio::time::sleep(FLUSH_RETRY).await;

@@ -29,6 +29,12 @@ const LOCK_RETRY: Duration = Duration::from_millis(250);
 const DROP_TRIES: u32 = 100;
 const DROP_RETRY: Duration = Duration::from_millis(100);
 
+/// Can the slot `s` still be streamed from? `invalidation_reason` exists from version 17 on,
+/// `conflicting` in 16.
+const VALID: &str = "(coalesce(s.wal_status <> 'lost', true) \
+                      AND to_jsonb(s) ->> 'invalidation_reason' IS NULL \
+                      AND NOT coalesce((to_jsonb(s) ->> 'conflicting')::boolean, false))";
+
 /// The source as a whole, a moment ago.
 #[derive(Debug, Clone, Default)]
 pub struct Pulse {
@@ -37,8 +43,20 @@ pub struct Pulse {
     pub snapshot: Snapshot,
     /// How far the WAL was flushed.
     pub flushed: Lsn,
-    /// What our slot keeps; none while there is no slot that keeps anything.
-    pub slot_wal: Option<SlotWal>,
+    pub slot: SlotNow,
+    /// How far our slot is confirmed, if there is one.
+    pub confirmed: Option<Lsn>,
+}
+
+/// Our slot, a moment ago.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum SlotNow {
+    /// There is none, or it is just being made.
+    #[default]
+    Absent,
+    /// The source has invalidated it, for the reason that it names.
+    Lost(String),
+    Keeps(SlotWal),
 }
 
 /// WAL that a slot makes the source keep.
@@ -206,11 +224,8 @@ impl Control {
     /// Where the session is lost.
     pub async fn slot(&self, slot: &str) -> Result<Option<SlotRow>, SourceError> {
         let doing = "look at the replication slot";
-        // `invalidation_reason` exists from version 17 on, `conflicting` in 16.
         let sql = format!(
-            "SELECT s.active_pid, s.confirmed_flush_lsn, coalesce(s.wal_status <> 'lost', true) \
-                 AND to_jsonb(s) ->> 'invalidation_reason' IS NULL \
-                 AND NOT coalesce((to_jsonb(s) ->> 'conflicting')::boolean, false) \
+            "SELECT s.active_pid, s.confirmed_flush_lsn, {VALID} \
              FROM pg_replication_slots s WHERE s.slot_name = {}",
             literal(slot)
         );
@@ -275,22 +290,30 @@ async fn feel(session: &Session, slot: &str) -> Result<Pulse, SourceError> {
     let at_us = now_us();
     let sql = format!(
         "SELECT pg_current_snapshot(), pg_current_wal_flush_lsn(), s.restart_lsn, \
-             pg_size_bytes(current_setting('max_slot_wal_keep_size')) \
+             pg_size_bytes(current_setting('max_slot_wal_keep_size')), s.confirmed_flush_lsn, \
+             CASE WHEN NOT {VALID} \
+                 THEN coalesce(to_jsonb(s) ->> 'invalidation_reason', s.wal_status, '?') END \
          FROM (SELECT) one LEFT JOIN pg_replication_slots s ON s.slot_name = {}",
         literal(slot)
     );
     let row = session.row(doing, &sql).await?;
     let flushed: Lsn = session::get(doing, &row, 1)?;
     let restart: Option<Lsn> = session::get(doing, &row, 2).ok();
-    Ok(Pulse {
-        at_us,
-        snapshot: session::get(doing, &row, 0)?,
-        flushed,
-        slot_wal: restart.map(|restart| SlotWal {
+    let slot = match (session::text(&row, 5), restart) {
+        (Some(why), _) => SlotNow::Lost(why.to_owned()),
+        (None, None) => SlotNow::Absent,
+        (None, Some(restart)) => SlotNow::Keeps(SlotWal {
             bytes: flushed.0.saturating_sub(restart.0),
             // -1: unlimited.
             source_bytes_max: session::get::<u64>(doing, &row, 3).ok(),
         }),
+    };
+    Ok(Pulse {
+        at_us,
+        snapshot: session::get(doing, &row, 0)?,
+        flushed,
+        slot,
+        confirmed: session::get(doing, &row, 4).ok(),
     })
 }
 

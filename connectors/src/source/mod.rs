@@ -10,7 +10,7 @@ pub mod snapshot;
 pub mod wal;
 
 pub use catalog::{Catalog, Table};
-pub use control::{Control, Hold, Pulse, SlotWal};
+pub use control::{Control, Hold, Pulse, SlotNow, SlotWal};
 pub use session::{Session, SourceError, identifier, literal};
 pub use snapshot::{Snapshot, Unsettled};
 pub use wal::WalLayout;

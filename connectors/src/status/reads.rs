@@ -117,6 +117,13 @@ pub(super) fn measure(record: &Checkpoint) {
     }
 }
 
+/// Another connector leads: nothing of these tables is read here.
+pub(super) fn stand_by<'a>(tables: impl Iterator<Item = &'a String>) {
+    for name in tables {
+        gauge!(names::READ_ROWS_LEFT, "table" => name.clone()).set(0.0);
+    }
+}
+
 pub(super) fn describe() {
     describe_counter!(names::READ_ROWS, Unit::Count, "rows passed by table reads");
     describe_counter!(names::READ_BYTES, Unit::Bytes, "events sent by table reads");

@@ -191,7 +191,7 @@ impl Life<'_> {
         self.recorded_at = Instant::now();
         self.record_took = begun.elapsed();
         self.recorded = record.position;
-        self.status.recorded(&record, self.waits_for());
+        self.status.recorded(&record);
         self.status.motion().begin(Activity::Streaming);
         Ok(())
     }
