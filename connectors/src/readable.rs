@@ -179,8 +179,9 @@ mod tests {
         let said = tokio::time::timeout(Duration::from_secs(60), async {
             loop {
                 let said = waits.overdue(Duration::ZERO, Instant::now());
-                if let Some((_, sentence)) = said.filter(|(_, said)| said.contains("cannot ask")) {
-                    return sentence;
+                let said = said.map(|found| found.sentence).unwrap_or_default();
+                if said.contains("cannot ask") {
+                    return said;
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }

@@ -8,6 +8,7 @@
 //! owner is tried again and again, so the life moves: whether a read that readers wait for goes on is
 //! counted by itself. What tasks beside the life wait for stands in `waits`, and is said in the same way.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,7 @@ pub(crate) use waits::{Awaited, Waits};
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The step that a life is in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(crate) enum Activity {
     Checking,
@@ -215,6 +216,23 @@ struct Look {
     readers_wait: bool,
 }
 
+/// What stands still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Cause {
+    Step(Activity),
+    Source,
+    TableRead,
+    Beside(Awaited),
+}
+
+/// That it does, for how long, and the sentence for it.
+#[derive(Debug)]
+pub(crate) struct Stall {
+    pub(crate) cause: Cause,
+    pub(crate) lasts: Duration,
+    pub(crate) sentence: String,
+}
+
 /// Since when what stands still.
 #[derive(Debug)]
 struct Watcher {
@@ -239,8 +257,8 @@ impl Watcher {
         }
     }
 
-    /// For how long what should move has stood still, and the sentence for it.
-    fn look(&mut self, look: Look, now: Instant) -> Option<(Duration, String)> {
+    /// What should move and has stood still for too long.
+    fn look(&mut self, look: Look, now: Instant) -> Option<Stall> {
         let last = std::mem::replace(&mut self.last, look);
         let handled = look.handled != last.handled;
         if handled || look.rounds != last.rounds || look.activity != last.activity {
@@ -260,10 +278,11 @@ impl Watcher {
         let (stuck, hungry) = (now - self.alive_at, now - self.fed_at);
         if stuck >= self.stall {
             let sentence = look.activity.sentence();
-            return Some((
-                stuck,
-                format!("for {} s nothing moves: {sentence}", stuck.as_secs()),
-            ));
+            return Some(Stall {
+                cause: Cause::Step(look.activity),
+                lasts: stuck,
+                sentence: format!("for {} s nothing moves: {sentence}", stuck.as_secs()),
+            });
         }
         if hungry >= self.stall {
             let sentence = format!(
@@ -274,7 +293,11 @@ impl Watcher {
                 look.received,
                 look.flushed
             );
-            return Some((hungry, sentence));
+            return Some(Stall {
+                cause: Cause::Source,
+                lasts: hungry,
+                sentence,
+            });
         }
         let unread = now - self.read_at;
         (unread >= self.stall && in_force("read_waits_said")).then(|| {
@@ -282,7 +305,11 @@ impl Watcher {
                 "for {} s no table read goes on that readers of checkpoints wait for",
                 unread.as_secs()
             );
-            (unread, sentence)
+            Stall {
+                cause: Cause::TableRead,
+                lasts: unread,
+                sentence,
+            }
         })
     }
 }
@@ -291,7 +318,8 @@ impl Watcher {
 pub(crate) async fn watch(status: StatusBoard, stall: Duration) {
     let mut watcher = Watcher::new(status.motion().look(), stall, Instant::now());
     let mut ticks = tokio::time::interval(LOOK);
-    let mut said = Reminder::default();
+    // Each cause is said by itself: what follows from the first may be what has to be mended.
+    let mut said: BTreeMap<Cause, Reminder> = BTreeMap::new();
     loop {
         ticks.tick().await;
         let now = Instant::now();
@@ -300,19 +328,19 @@ pub(crate) async fn watch(status: StatusBoard, stall: Duration) {
         let found = watcher.look(motion.look(), now);
         let found = found.or_else(|| motion.waits().overdue(stall, now));
         match found.filter(|_| in_force("say_stalls")) {
-            Some((lasts, sentence)) => {
-                gauge!(names::STALLED).set(lasts.as_secs_f64());
-                if !said.is_said() {
+            Some(found) => {
+                gauge!(names::STALLED).set(found.lasts.as_secs_f64());
+                if said.is_empty() {
                     counter!(names::STALLS).increment(1);
                 }
-                if said.is_due(now) {
-                    tracing::error!(stalled_s = lasts.as_secs(), "{sentence}");
+                if said.entry(found.cause).or_default().is_due(now) {
+                    tracing::error!(stalled_s = found.lasts.as_secs(), "{}", found.sentence);
                 }
-                status.stalled(Some(sentence));
+                status.stalled(Some(found.sentence));
             }
             None => {
                 gauge!(names::STALLED).set(0.0);
-                if said.end() {
+                if !std::mem::take(&mut said).is_empty() {
                     tracing::info!("it moves again");
                 }
                 status.stalled(None);
@@ -347,7 +375,7 @@ mod tests {
         fn at(&mut self, second: u64) -> Option<String> {
             let now = self.begun + Duration::from_secs(second);
             let found = self.watcher.look(self.motion.look(), now);
-            found.map(|(_, sentence)| sentence)
+            found.map(|found| found.sentence)
         }
     }
 

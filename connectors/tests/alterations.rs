@@ -140,6 +140,92 @@ async fn an_added_column_is_read_for_every_row() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_renamed_column_comes_again_under_its_new_name_for_every_row() -> Result<()> {
+    let rig = rig().await?;
+    let connector = rig.connector().postgres("check_ms = 200").start()?;
+    connector.ready().await?;
+    rig.run("ALTER TABLE item RENAME COLUMN n TO amount")
+        .await?;
+    let mut journal = rig.journal()?;
+    let known = ["id", "amount"];
+    journal
+        .until("the new name is known, without any change", |journal| {
+            let last = journal.checkpoints.last();
+            last.is_some_and(|last| last.tables[ITEM].columns == known)
+        })
+        .await?;
+    equals_source(&rig, &mut journal, &[ITEM]).await?;
+    connector.kill().await;
+    // While it is down, too; of the key it makes other keys.
+    rig.run("ALTER TABLE item RENAME COLUMN id TO number; DELETE FROM item WHERE number = 2")
+        .await?;
+    let next = rig.connector().start()?;
+    journal
+        .until("the new keys are known", |journal| {
+            let last = journal.checkpoints.last();
+            last.is_some_and(|last| {
+                last.is_whole() && last.tables[ITEM].columns == ["number", "amount"]
+            })
+        })
+        .await?;
+    equals_source(&rig, &mut journal, &[ITEM]).await?;
+    let keys: Vec<_> = journal.tables()[ITEM].keys().cloned().collect();
+    assert_eq!(
+        keys,
+        [1, 3, 4, 5].map(|id| json!({ "number": id }).to_string())
+    );
+    next.kill().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_identity_full_before_is_the_whole_row() -> Result<()> {
+    let rig = rig().await?;
+    rig.run("ALTER TABLE item REPLICA IDENTITY FULL").await?;
+    let connector = rig.connector().start()?;
+    connector.ready().await?;
+    rig.run("UPDATE item SET n = 20 WHERE id = 2; DELETE FROM item WHERE id = 3")
+        .await?;
+    rig.run("UPDATE item SET id = 40 WHERE id = 4").await?;
+    let mut journal = rig.journal()?;
+    equals_source(&rig, &mut journal, &[ITEM]).await?;
+    connector.kill().await;
+    let before = |id: i64, op: &str| {
+        let key = json!({ "id": id }).to_string();
+        let mut values = journal
+            .of(ITEM)
+            .into_iter()
+            .filter(|record| record.key == key);
+        let value = values.find_map(|record| record.value.as_ref().filter(|v| v["op"] == op));
+        value.map(|value| value["before"].clone())
+    };
+    assert_eq!(before(2, "u"), Some(json!({"id": 2, "n": 2})));
+    assert_eq!(before(3, "d"), Some(json!({"id": 3, "n": 3})));
+    assert_eq!(before(4, "d"), Some(json!({"id": 4, "n": 4})));
+    assert_eq!(before(40, "c"), Some(json!(null)));
+    Ok(())
+}
+
+/// The log leaves them out, so a read does.
+#[tokio::test(flavor = "multi_thread")]
+async fn computed_columns_are_in_no_event() -> Result<()> {
+    let ddl = "CREATE TABLE item (id bigint PRIMARY KEY, n int NOT NULL, \
+                   twice int GENERATED ALWAYS AS (n * 2) STORED); \
+               INSERT INTO item SELECT g, g FROM generate_series(1, 5) g";
+    let rig = Rig::new(&[ITEM], ddl).await?;
+    let connector = rig.connector().start()?;
+    connector.ready().await?;
+    rig.run("UPDATE item SET n = 20 WHERE id = 2").await?;
+    let mut journal = rig.journal()?;
+    journal.until_position(rig.wal_lsn().await?).await?;
+    let rows = journal.tables().remove(ITEM).unwrap_or_default();
+    assert_eq!(rows[r#"{"id":1}"#], json!({"id": 1, "n": 1}));
+    assert_eq!(rows[r#"{"id":2}"#], json!({"id": 2, "n": 20}));
+    connector.kill().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_event_of_older_columns_after_the_read_starts_it_over() -> Result<()> {
     let rig = rig().await?;
     // Between the slot and the first chunk a row changes with the old columns.

@@ -267,6 +267,16 @@ async fn a_row_filter_that_comes_while_it_runs_stops_it() -> Result<()> {
 
 /// The first change without the columns tells; it is not sent.
 #[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_taken_out_of_the_publication_stops_it() -> Result<()> {
+    let rig = rig().await?;
+    let connector = rig.connector().postgres(SOON).start()?;
+    connector.ready().await?;
+    rig.run("ALTER PUBLICATION tributary DROP TABLE item")
+        .await?;
+    stops(&connector, r#"the publication tributary lacks the table public.item; let the owner run: ALTER PUBLICATION "tributary" ADD TABLE "public"."item";"#).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_column_list_that_comes_while_it_runs_stops_it_at_once() -> Result<()> {
     let rig = rig().await?;
     let connector = rig.connector().start()?;

@@ -85,7 +85,9 @@ async fn a_leader_that_is_lost_after_a_commit_is_said_and_the_source_keeps_its_w
     let broker = MarkedKafka::start_with(&properties).await?;
     let mut rig = Rig::new(&[ITEM], DDL).await?;
     rig.bootstrap = broker.kafka.bootstrap();
-    let connector = rig.connector().start()?;
+    // Before it has to use the same transactional id again, which waits for those markers, too.
+    let soon = "stall_ms = 2000\nheartbeat_ms = 60000";
+    let connector = rig.connector().stream(soon).start()?;
     connector.ready().await?;
     equals_source(&rig, &mut rig.journal()?, &[ITEM]).await?;
     let disk = disk_of(folder.path(), &format!("{}-0", rig.topic(ITEM)))?;

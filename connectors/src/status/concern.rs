@@ -25,11 +25,6 @@ impl Reminder {
     pub(crate) fn end(&mut self) -> bool {
         self.0.take().is_some()
     }
-
-    /// Does it last, as far as the log has said?
-    pub(crate) fn is_said(&self) -> bool {
-        self.0.is_some()
-    }
 }
 
 /// What it can be.

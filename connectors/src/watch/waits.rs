@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::{Cause, Stall};
+
 /// What a task beside the life waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Awaited {
@@ -47,11 +49,15 @@ impl Waits {
     }
 
     /// The longest wait of those that last for `stall` already, and the sentence for it.
-    pub(crate) fn overdue(&self, stall: Duration, now: Instant) -> Option<(Duration, String)> {
+    pub(crate) fn overdue(&self, stall: Duration, now: Instant) -> Option<Stall> {
         let waits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (since, sentence) = waits.values().min_by_key(|(since, _)| *since)?;
+        let (awaited, (since, sentence)) = waits.iter().min_by_key(|(_, (since, _))| *since)?;
         let lasts = now.saturating_duration_since(*since);
-        (lasts >= stall).then(|| (lasts, format!("for {} s {sentence}", lasts.as_secs())))
+        (lasts >= stall).then(|| Stall {
+            cause: Cause::Beside(*awaited),
+            lasts,
+            sentence: format!("for {} s {sentence}", lasts.as_secs()),
+        })
     }
 }
 
@@ -64,7 +70,10 @@ mod tests {
     #[test]
     fn the_longest_wait_is_said_once_it_lasts_and_no_more_once_it_ends() {
         let (waits, now) = (Waits::default(), Instant::now());
-        let at = |second| waits.overdue(STALL, now + Duration::from_secs(second));
+        let at = |second| {
+            let found = waits.overdue(STALL, now + Duration::from_secs(second));
+            found.map(|found| (found.lasts, found.sentence))
+        };
         assert_eq!(at(100), None);
         waits.explain(Awaited::Ends, "nobody waits".to_owned());
         waits.begin(Awaited::Readable, || "first".to_owned());
