@@ -325,27 +325,26 @@ pub(crate) async fn watch(status: StatusBoard, stall: Duration) {
         let now = Instant::now();
         status.tick(stall);
         let motion = status.motion();
-        let found = watcher.look(motion.look(), now);
-        let found = found.or_else(|| motion.waits().overdue(stall, now));
-        match found.filter(|_| in_force("say_stalls")) {
-            Some(found) => {
-                gauge!(names::STALLED).set(found.lasts.as_secs_f64());
-                if said.is_empty() {
-                    counter!(names::STALLS).increment(1);
-                }
-                if said.entry(found.cause).or_default().is_due(now) {
-                    tracing::error!(stalled_s = found.lasts.as_secs(), "{}", found.sentence);
-                }
-                status.stalled(Some(found.sentence));
-            }
-            None => {
-                gauge!(names::STALLED).set(0.0);
-                if !std::mem::take(&mut said).is_empty() {
-                    tracing::info!("it moves again");
-                }
-                status.stalled(None);
+        let stalls = watcher.look(motion.look(), now).into_iter();
+        let stalls: Vec<_> = stalls
+            .chain(motion.waits().overdue(stall, now))
+            .filter(|_| in_force("say_stalls"))
+            .collect();
+        let lasts = stalls.iter().map(|stall| stall.lasts).max();
+        gauge!(names::STALLED).set(lasts.unwrap_or_default().as_secs_f64());
+        if said.is_empty() && !stalls.is_empty() {
+            counter!(names::STALLS).increment(1);
+        }
+        for stall in &stalls {
+            if said.entry(stall.cause).or_default().is_due(now) {
+                tracing::error!(stalled_s = stall.lasts.as_secs(), "{}", stall.sentence);
             }
         }
+        if stalls.is_empty() && !std::mem::take(&mut said).is_empty() {
+            tracing::info!("it moves again");
+        }
+        let sentences: Vec<_> = stalls.into_iter().map(|stall| stall.sentence).collect();
+        status.stalled((!sentences.is_empty()).then(|| sentences.join("; ")));
     }
 }
 

@@ -188,7 +188,8 @@ async fn a_source_that_crashes_after_a_look_costs_no_epoch() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_publication_that_was_dropped_and_made_again_begins_an_epoch() -> Result<()> {
-    let rig = rig().await?;
+    // A newer server leaves the changes out without an error.
+    let rig = Rig::on(fixtures::servers().legacy().await?, &[ITEM], DDL).await?;
     let connector = rig.connector().start()?;
     connector.ready().await?;
     let epoch = connector.status().await?["epoch"].as_u64();

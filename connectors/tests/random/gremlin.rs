@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Result;
-use fixtures::Kafka;
+use fixtures::distant::DistantKafka;
 use fixtures::postgres::Postgres;
 use nix::sys::signal::Signal;
 use rand::Rng as _;
@@ -16,7 +16,8 @@ use crate::harness::{Connector, Proxy, Rig};
 pub(super) struct Gremlin<'a> {
     pub(super) rig: &'a mut Rig,
     pub(super) server: &'a mut Postgres,
-    pub(super) kafka: &'a mut Kafka,
+    pub(super) kafka: &'a mut DistantKafka,
+    /// Between the connectors and the source.
     pub(super) proxy: &'a Proxy,
     pub(super) random: StdRng,
     pub(super) connectors: Vec<Connector>,
@@ -26,7 +27,7 @@ pub(super) struct Gremlin<'a> {
     pub(super) done: BTreeMap<&'static str, u32>,
 }
 
-const POINTS: [&str; 12] = [
+const POINTS: [&str; 16] = [
     "after_lock",
     "after_slot",
     "before_init",
@@ -39,6 +40,10 @@ const POINTS: [&str; 12] = [
     "after_commit",
     "after_confirm",
     "after_chunk",
+    "in_read",
+    "in_reconcile",
+    "after_look",
+    "after_drop",
 ];
 
 impl Gremlin<'_> {
@@ -48,6 +53,7 @@ impl Gremlin<'_> {
             .rig
             .connector()
             .through(self.proxy.port())
+            .bootstrap(&self.kafka.bootstrap())
             .stream("idle_record_ms = 50")
             .reads("chunk_rows = 5\nreconcile_keys = 3");
         if self.spread {
@@ -72,7 +78,7 @@ impl Gremlin<'_> {
     }
 
     pub(super) async fn harm(&mut self) -> Result<()> {
-        let what = match self.random.random_range(0..22) {
+        let what = match self.random.random_range(0..26) {
             0..=5 => self.kill().await,
             6..=9 => self.pause().await,
             10..=12 => self.end_a_session().await?,
@@ -91,9 +97,9 @@ impl Gremlin<'_> {
                 "network down"
             }
             18 => {
-                self.kafka.crash().await;
+                self.kafka.kafka.crash().await;
                 self.wait(1000).await;
-                self.kafka.restart().await?;
+                self.kafka.kafka.restart().await?;
                 "broker crash"
             }
             19 => {
@@ -103,6 +109,20 @@ impl Gremlin<'_> {
                 "source crash"
             }
             20 => self.drop_the_slot().await?,
+            21..=22 => {
+                self.kafka.network.cut();
+                "cut from Kafka"
+            }
+            23 => {
+                self.kafka.network.silence();
+                "silence from Kafka"
+            }
+            24 => {
+                self.kafka.network.down();
+                self.wait(3000).await;
+                self.kafka.network.up();
+                "network to Kafka down"
+            }
             _ => self.alter().await?,
         };
         *self.done.entry(what).or_default() += 1;

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use fixtures::Kafka;
+use fixtures::distant::DistantKafka;
 use fixtures::postgres::{Postgres, Version};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
@@ -57,9 +57,9 @@ async fn whatever_befalls_it_every_checkpoint_is_truthful() -> Result<()> {
         Version::View18
     };
     let mut server = Postgres::start(version).await?;
-    let mut kafka = Kafka::start().await?;
+    let mut kafka = DistantKafka::start().await?;
     let mut rig = Rig::on(&server, &[ACCOUNT, CLOCK], DDL).await?;
-    rig.bootstrap = kafka.bootstrap();
+    rig.bootstrap = kafka.kafka.bootstrap();
     let proxy = Proxy::to(server.port()).await?;
     let stop = CancellationToken::new();
     let url = server.superuser_url(&rig.database);
