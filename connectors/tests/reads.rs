@@ -136,6 +136,8 @@ async fn is_left_alone_while_it_is_locked(rig: &Rig) -> Result<()> {
     owner
         .batch_execute("BEGIN; LOCK TABLE item IN ACCESS EXCLUSIVE MODE")
         .await?;
+    // A commit flushes what the lock wrote: an idle server may not for long, and reads wait for it.
+    rig.run("CREATE TABLE flushed ()").await?;
     let (code, output) = connector.command(&["read", "--table", ITEM]).await?;
     ensure!(code == Some(0), "{output}");
     connector.logged("waits for a lock of its owner's").await?;
