@@ -296,7 +296,7 @@ impl Applier {
             tracing::warn!(source, "{why}");
             self.not_running(source, why);
             self.feeds.stop(source, Purpose::Serve);
-            return self.begin_rebuild(source).await;
+            return self.rebuild(source).await;
         }
         tracing::warn!(source, "loading {source} took too long: begins anew");
         self.view.forget(source).await?;
