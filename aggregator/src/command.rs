@@ -262,7 +262,9 @@ pub fn in_words(status: &Status) -> String {
     for source in &status.sources {
         let position = source.position.as_deref().unwrap_or("not read yet");
         let mut line = format!("{:<11} {position}", format!("{}:", source.source));
-        if !source.follows {
+        if source.is_stalled {
+            line.push_str(", stalled within a checkpoint");
+        } else if !source.follows {
             line.push_str(", not followed");
         }
         if let Some(rebuild) = &source.rebuild {

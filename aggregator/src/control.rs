@@ -91,6 +91,9 @@ pub struct Source {
     pub position: Option<String>,
     /// Are its topics read now?
     pub follows: bool,
+    /// Did its events stop within a checkpoint? It stands aside until they go on.
+    #[serde(default)]
+    pub is_stalled: bool,
     /// A rebuild that is under way.
     pub rebuild: Option<Rebuild>,
     /// Tables that flooded the quarantine and stand still.

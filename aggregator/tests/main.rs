@@ -14,6 +14,7 @@ mod rules;
 mod shop;
 mod source;
 mod speed;
+mod stalls;
 mod steps;
 mod suspension;
 mod takeover;

@@ -84,6 +84,7 @@ impl Applier {
                 let standing = self.view.rebuilds().get(source).cloned();
                 let standing = moved_on(standing.unwrap_or_default(), offsets);
                 self.view.load_rebuilt(source, changes, standing).await?;
+                self.committed(source, Purpose::Rebuild);
             }
             Item::Checkpoint(part) => self.rebuilt(*part).await?,
             // Nothing of it is served; it comes again.
@@ -149,6 +150,7 @@ impl Applier {
             source: source.clone(),
             position: self.view.position(source).map(|at| at.to_string()),
             follows: self.running.contains(source),
+            is_stalled: self.is_stalled(source),
             rebuild: self
                 .view
                 .rebuilds()
