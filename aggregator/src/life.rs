@@ -4,6 +4,7 @@
 mod apply;
 mod follow;
 mod rebuild;
+mod recompute;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -15,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
-use crate::control::{self, Command, Commands, Refused};
+use crate::control::{self, Command, Commands, Recompute, Refused, Shared};
 use crate::failure::Failure;
 use crate::ingest::{Feeds, Item, Options, Purpose};
 use crate::lock::Lock;
@@ -126,6 +127,8 @@ struct Applier {
     backoffs: BTreeMap<(String, Purpose), Backoff>,
     /// Events that each rebuild under way has loaded since this life began.
     rebuilt_events: BTreeMap<String, u64>,
+    /// The last computation of unified rows by command since this life began.
+    recompute: Option<Recompute>,
 }
 
 impl Applier {
@@ -146,6 +149,7 @@ impl Applier {
             stalled: BTreeMap::new(),
             backoffs: BTreeMap::new(),
             rebuilt_events: BTreeMap::new(),
+            recompute: None,
         }
     }
 
@@ -161,21 +165,19 @@ impl Applier {
                     (source, Purpose::Serve, item) => self.take(&source, item).await?,
                     (source, Purpose::Rebuild, item) => self.take_rebuilt(&source, item).await?,
                 },
-                command = commands.next() => self.obey(command).await?,
+                command = commands.next() => self.obey(command, &commands.status).await?,
             }
         }
     }
 
     /// Who asked may have gone: then nobody takes the answer.
-    async fn obey(&mut self, command: Command) -> Result<(), Failure> {
+    async fn obey(&mut self, command: Command, status: &Shared) -> Result<(), Failure> {
         match command {
             Command::Rebuild { sources, taken } => {
                 let _ = taken.send(self.rebuild_by_command(&sources).await?);
             }
-            Command::Recompute { done } => {
-                let rows = self.view.recompute().await?;
-                tracing::info!(rows, "computed all unified rows: {rows} differed");
-                let _ = done.send(rows);
+            Command::Recompute { keys, begun } => {
+                self.recompute(keys.as_ref(), begun, status).await?;
             }
             Command::Discard { which, done } => {
                 let control::Discard { source, table, key } = &which;

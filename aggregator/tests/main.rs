@@ -10,6 +10,7 @@ mod migrations;
 mod oracle;
 mod quarantine;
 mod rebuild;
+mod recompute;
 mod rules;
 mod shop;
 mod source;

@@ -166,6 +166,7 @@ impl Applier {
             revision: Some(self.view.revision().to_string()),
             quarantined: Some(self.view.quarantined()),
             sources: sources.collect(),
+            recompute: self.recompute.clone(),
             sweep: None,
         }
     }
