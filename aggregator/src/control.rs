@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use service::admin::Health;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::view::{Keys, NotAKey};
+
 /// Commands that wait for the applier, at most.
 const QUEUE: usize = 8;
 /// How long a command waits until the applier takes it: it may be in the middle of a large
@@ -31,6 +33,9 @@ pub struct Status {
     /// Keys in quarantine.
     pub quarantined: Option<i64>,
     pub sources: Vec<Source>,
+    /// The last computation of unified rows, if one was asked for since this writer took over.
+    #[serde(default)]
+    pub recompute: Option<Recompute>,
     /// How far the sweep is; none: it is not configured.
     #[serde(default)]
     pub sweep: Option<Sweep>,
@@ -91,6 +96,9 @@ pub struct Source {
     pub position: Option<String>,
     /// Are its topics read now?
     pub follows: bool,
+    /// Did its events stop within a checkpoint? It stands aside until they go on.
+    #[serde(default)]
+    pub is_stalled: bool,
     /// A rebuild that is under way.
     pub rebuild: Option<Rebuild>,
     /// Tables that flooded the quarantine and stand still.
@@ -112,6 +120,17 @@ pub struct Suspended {
 pub struct Rebuild {
     /// Events read since the process began or went on with it.
     pub events: u64,
+}
+
+/// A computation of unified rows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recompute {
+    /// Milliseconds since 1970; what names it.
+    pub began_at_ms: i64,
+    /// Of all rows, or of some that were named?
+    pub is_all: bool,
+    /// That were not what the mirrors say; none: it goes on.
+    pub rows: Option<u64>,
 }
 
 /// The status as the applier said it last. Clones share one.
@@ -141,8 +160,11 @@ pub(crate) enum Command {
         sources: Vec<String>,
         taken: oneshot::Sender<Result<Vec<String>, Refused>>,
     },
-    /// Compute all unified rows from the mirrors; how many differed.
-    Recompute { done: oneshot::Sender<u64> },
+    /// Compute these unified rows from the mirrors; none named: all.
+    Recompute {
+        keys: Option<Keys>,
+        begun: oneshot::Sender<Result<Recompute, Refused>>,
+    },
     /// Take a key out of quarantine; whether it was there.
     Discard {
         which: Discard,
@@ -191,6 +213,8 @@ pub enum Refused {
     NotSuspended(String),
     #[error("{0} is being rebuilt, which ends what is suspended of it if that is mended")]
     IsRebuilt(String),
+    #[error(transparent)]
+    NotAKey(#[from] NotAKey),
     #[error("the aggregator did not take the command in time; ask again")]
     Busy,
     #[error("commands are taken from this machine only; run the command where the aggregator runs")]
@@ -237,6 +261,7 @@ pub fn routes(health: &Health) -> (Router, Commands) {
         .route("/status", get(show))
         .route("/rebuild", post(rebuild))
         .route("/recompute", post(recompute))
+        .route("/recompute/rows", post(recompute_rows))
         .route("/quarantine/discard", post(discard))
         .route("/quarantine/resume", post(resume))
         .route("/verified", post(verified))
@@ -299,8 +324,20 @@ async fn recompute(
     State(admin): State<Admin>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
 ) -> Response {
-    match admin.recompute(peer).await {
-        Ok(rows) => Json(Recomputed { rows }).into_response(),
+    begun(admin.recompute(peer, None).await)
+}
+
+async fn recompute_rows(
+    State(admin): State<Admin>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Json(keys): Json<Keys>,
+) -> Response {
+    begun(admin.recompute(peer, Some(keys)).await)
+}
+
+fn begun(recompute: Result<Recompute, Refused>) -> Response {
+    match recompute {
+        Ok(recompute) => (StatusCode::ACCEPTED, Json(recompute)).into_response(),
         Err(refused) => refused.into_response(),
     }
 }
@@ -336,13 +373,6 @@ async fn resume(
     }
 }
 
-/// The answer to `POST /recompute`.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Recomputed {
-    /// That were not what the mirrors say.
-    pub(crate) rows: u64,
-}
-
 impl Admin {
     async fn rebuild(&self, peer: SocketAddr, query: RebuildQuery) -> Result<Vec<String>, Refused> {
         let mut sources = Vec::new();
@@ -357,9 +387,16 @@ impl Admin {
         self.ask(peer, command, answer).await?
     }
 
-    async fn recompute(&self, peer: SocketAddr) -> Result<u64, Refused> {
-        let (done, answer) = oneshot::channel();
-        self.ask(peer, Command::Recompute { done }, answer).await
+    /// Where all are being computed already that is the answer, too: not twice for who asks twice.
+    async fn recompute(&self, peer: SocketAddr, keys: Option<Keys>) -> Result<Recompute, Refused> {
+        let going_on = self.status.get().recompute;
+        let going_on = going_on.filter(|now| now.rows.is_none() && now.is_all && keys.is_none());
+        if let Some(going_on) = going_on.filter(|_| peer.ip().is_loopback()) {
+            return Ok(going_on);
+        }
+        let (begun, answer) = oneshot::channel();
+        let command = Command::Recompute { keys, begun };
+        self.ask(peer, command, answer).await?
     }
 
     /// Gives a command to the applier, and waits for its answer.
@@ -394,7 +431,9 @@ impl IntoResponse for Refused {
             error: String,
         }
         let status = match self {
-            Self::UnknownSource { .. } | Self::UnknownParameter(_) => StatusCode::BAD_REQUEST,
+            Self::UnknownSource { .. } | Self::UnknownParameter(_) | Self::NotAKey(_) => {
+                StatusCode::BAD_REQUEST
+            }
             Self::Standby(_) | Self::IsRebuilt(_) => StatusCode::CONFLICT,
             Self::NotInQuarantine | Self::NotSuspended(_) => StatusCode::NOT_FOUND,
             Self::Busy => StatusCode::SERVICE_UNAVAILABLE,

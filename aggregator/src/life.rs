@@ -2,12 +2,13 @@
 //! what they complete, until it is told to stop or loses what it holds.
 
 mod apply;
+mod follow;
 mod rebuild;
+mod recompute;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use kafka::follower::FollowerError;
 use links::backoff::Backoff;
 use metrics::{counter, gauge, histogram};
 use service::admin::Health;
@@ -15,13 +16,14 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
-use crate::control::{self, Command, Commands, Refused};
+use crate::control::{self, Command, Commands, Recompute, Refused, Shared};
 use crate::failure::Failure;
 use crate::ingest::{Feeds, Item, Options, Purpose};
 use crate::lock::Lock;
 use crate::mirror::Table;
 use crate::verify::sweep;
 use crate::view::{Moved, View};
+use follow::Stalled;
 
 /// The waits before the next life, and before a source is followed again.
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);
@@ -117,13 +119,24 @@ struct Applier {
     health: Health,
     /// Sources whose follower is known to run.
     running: BTreeSet<String>,
+    /// Why others' does not, once that is known.
+    not_running: BTreeMap<String, String>,
+    /// Those whose events stopped within a checkpoint.
+    stalled: BTreeMap<String, Stalled>,
+    /// Of sources that failed since their last commit.
     backoffs: BTreeMap<(String, Purpose), Backoff>,
     /// Events that each rebuild under way has loaded since this life began.
     rebuilt_events: BTreeMap<String, u64>,
+    /// The last computation of unified rows by command since this life began.
+    recompute: Option<Recompute>,
 }
 
 impl Applier {
     fn new(view: View, options: Options, sources: Vec<String>, health: Health) -> Self {
+        for source in &sources {
+            // Whatever the last life knew.
+            gauge!(crate::telemetry::STALLED, "source" => source.clone()).set(0.0);
+        }
         Self {
             step_events_max: options.apply.step_events_max,
             silence_max: options.apply.silence_max(),
@@ -132,8 +145,11 @@ impl Applier {
             sources,
             health,
             running: BTreeSet::new(),
+            not_running: BTreeMap::new(),
+            stalled: BTreeMap::new(),
             backoffs: BTreeMap::new(),
             rebuilt_events: BTreeMap::new(),
+            recompute: None,
         }
     }
 
@@ -149,21 +165,19 @@ impl Applier {
                     (source, Purpose::Serve, item) => self.take(&source, item).await?,
                     (source, Purpose::Rebuild, item) => self.take_rebuilt(&source, item).await?,
                 },
-                command = commands.next() => self.obey(command).await?,
+                command = commands.next() => self.obey(command, &commands.status).await?,
             }
         }
     }
 
     /// Who asked may have gone: then nobody takes the answer.
-    async fn obey(&mut self, command: Command) -> Result<(), Failure> {
+    async fn obey(&mut self, command: Command, status: &Shared) -> Result<(), Failure> {
         match command {
             Command::Rebuild { sources, taken } => {
                 let _ = taken.send(self.rebuild_by_command(&sources).await?);
             }
-            Command::Recompute { done } => {
-                let rows = self.view.recompute().await?;
-                tracing::info!(rows, "computed all unified rows: {rows} differed");
-                let _ = done.send(rows);
+            Command::Recompute { keys, begun } => {
+                self.recompute(keys.as_ref(), begun, status).await?;
             }
             Command::Discard { which, done } => {
                 let control::Discard { source, table, key } = &which;
@@ -219,92 +233,35 @@ impl Applier {
             Item::Runs => self.runs(source),
             Item::Events(changes, offsets) if self.view.serves(source) => {
                 drop(offsets);
-                self.apply_in_steps(source, changes).await?;
+                if !self.passes_over(source) {
+                    self.apply_in_steps(source, changes).await?;
+                }
             }
             Item::Events(changes, offsets) => {
                 self.runs(source);
                 let standing = moved_on(self.standing(source), offsets);
                 count(source, changes.len());
                 self.view.load(source, changes, standing).await?;
+                self.committed(source, Purpose::Serve);
             }
-            Item::Checkpoint(part) => self.apply(*part).await?,
+            Item::Checkpoint(part) => {
+                if !self.is_to_be_read_again(source) {
+                    self.apply(*part).await?;
+                }
+            }
             // Outside of a view transaction there is nothing to undo: a source that is not
             // served reads the same events again into its mirrors.
-            Item::TooOld => {}
+            Item::TooOld => self.comes_again(source),
             Item::Behind => self.behind(source).await?,
             Item::Failed(error) => self.failed(source, Purpose::Serve, &error),
         }
         Ok(())
     }
 
-    /// Where the source's follower goes on. A load begins now, however often it is resumed.
-    fn standing(&self, source: &str) -> kafka::follower::Standing {
-        let mut standing = self.view.standing(source);
-        standing.since_ms.get_or_insert_with(now_ms);
-        standing
-    }
-
-    fn follow(&mut self, source: &str, wait: Duration) {
-        let standing = self.standing(source);
-        self.feeds.restart(source, Purpose::Serve, standing, wait);
-    }
-
-    fn runs(&mut self, source: &str) {
-        if !self.running.contains(source) {
-            self.running.insert(source.to_owned());
-            self.backoffs.remove(&(source.to_owned(), Purpose::Serve));
-            if self.running.len() == self.sources.len() {
-                tracing::info!("follows every source");
-                self.health.ready();
-            }
+    fn applied(&mut self, moves: &[Moved], began: Instant) {
+        for moved in moves {
+            self.committed(&moved.source, Purpose::Serve);
         }
-    }
-
-    fn failed(&mut self, source: &str, purpose: Purpose, error: &FollowerError) {
-        tracing::warn!(source, %error, "cannot follow {source}: {error}");
-        self.retry(source, purpose, &error.to_string());
-    }
-
-    fn retry(&mut self, source: &str, purpose: Purpose, reason: &str) {
-        let backoff = self
-            .backoffs
-            .entry((source.to_owned(), purpose))
-            .or_insert_with(|| Backoff::new(BACKOFF_FIRST, BACKOFF_MAX));
-        let wait = backoff.wait();
-        match purpose {
-            Purpose::Serve => {
-                self.not_running(source, format!("cannot follow {source}: {reason}"));
-                self.follow(source, wait);
-            }
-            Purpose::Rebuild => self.follow_rebuild(source, wait),
-        }
-    }
-
-    fn not_running(&mut self, source: &str, why: String) {
-        self.running.remove(source);
-        self.health.not_ready(why);
-    }
-
-    /// What this reader has not read may be gone: a source that is not served yet begins anew,
-    /// one that is is rebuilt beside what is served.
-    async fn behind(&mut self, source: &str) -> Result<(), Failure> {
-        if self.view.serves(source) {
-            let why = format!(
-                "the view is too far behind {source}, Kafka no longer has every change since: \
-                rebuilds it"
-            );
-            tracing::warn!(source, "{why}");
-            self.not_running(source, why);
-            self.feeds.stop(source, Purpose::Serve);
-            return self.begin_rebuild(source).await;
-        }
-        tracing::warn!(source, "loading {source} took too long: begins anew");
-        self.view.forget(source).await?;
-        self.follow(source, BACKOFF_FIRST);
-        Ok(())
-    }
-
-    fn applied(&self, moves: &[Moved], began: Instant) {
         let apply_ms = began.elapsed().as_secs_f64() * 1000.0;
         counter!(crate::telemetry::VIEW_TRANSACTIONS).increment(1);
         histogram!(crate::telemetry::APPLY_MS).record(apply_ms);

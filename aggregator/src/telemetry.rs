@@ -11,6 +11,7 @@ pub(crate) const VISIBLE_MS: &str = "aggregator_visible_ms";
 pub(crate) const LAG_BYTES: &str = "aggregator_lag_bytes";
 pub(crate) const QUARANTINED: &str = "aggregator_quarantined";
 pub(crate) const SUSPENDED: &str = "aggregator_suspended_tables";
+pub(crate) const STALLED: &str = "aggregator_stalled";
 pub(crate) const DISCREPANCIES: &str = "aggregator_discrepancies";
 
 const VERIFY_DIFFERENCES: &str = "aggregator_verify_differences";
@@ -68,6 +69,10 @@ pub fn describe() {
     describe_gauge!(
         SUSPENDED,
         "Tables that flooded the quarantine and stand still"
+    );
+    describe_gauge!(
+        STALLED,
+        "1: the source's events stopped within a checkpoint, it stands aside until they go on"
     );
     describe_gauge!(DISCREPANCIES, "Open discrepancies, by rule");
     describe_counter!(SWEEP_SLICES, "Slices that the sweep compared, by table");

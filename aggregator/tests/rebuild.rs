@@ -248,6 +248,68 @@ async fn a_source_that_comes_back_too_late_is_rebuilt_and_the_others_go_on() -> 
     place.is_right().await
 }
 
+/// A view that was away for longer than topics keep everything, and then fails over within each
+/// rebuild: every life finds the source too far behind again.
+#[cfg(feature = "faults")]
+#[tokio::test]
+async fn a_rebuild_of_what_is_too_far_behind_goes_on_with_every_life() -> Result<()> {
+    let mut place = Place::new(17).await?;
+    for _ in 0..5 {
+        place.work().await?;
+    }
+    let aggregator = place.start("", &[])?;
+    place.caught_up(&[&aggregator]).await?;
+    drop(aggregator);
+    let eight_days_ago = "UPDATE aggregator.standing SET standing = jsonb_set(standing, \
+        '{since_ms}', to_jsonb((standing->>'since_ms')::bigint - 8 * 86400000::bigint))
+        WHERE source = 'sales'";
+    place.database.client.batch_execute(eight_days_ago).await?;
+    place.work().await?;
+    let gate = place.folder().join("gate");
+    let faults = format!("aggregator.before_rebuilt:hold:1:{}", gate.display());
+    let faults = [("FAULT_POINTS", faults.as_str())];
+    let mut before: Option<(i64, i64)> = None;
+    for _ in 0..3 {
+        let aggregator = place.start("step_events_max = 3", &faults)?;
+        aggregator.says("too far behind sales").await?;
+        // All but the last step has been read.
+        aggregator.says("before_rebuilt: holds").await?;
+        // What the applier had in hand is done once it has taken another source's.
+        place.shop.work("accounting");
+        place.commit("accounting").await?;
+        place.stands_at(&["accounting"], &[&aggregator]).await?;
+        ensure!(
+            aggregator.readiness().await?.contains("too far behind"),
+            "it is ready"
+        );
+        let (began, read) = under_way(&place).await?;
+        let log = aggregator.log();
+        if let Some((began_before, read_before)) = before {
+            assert_eq!(began, began_before, "{log}");
+            ensure!(read >= read_before, "{read} of {read_before}: {log}");
+            ensure!(log.contains("goes on to rebuild sales"), "{log}");
+        }
+        before = Some((began, read));
+    }
+    let aggregator = place.start("step_events_max = 3", &[])?;
+    aggregator.says("sales is rebuilt and served").await?;
+    place.work().await?;
+    place.caught_up(&[&aggregator]).await?;
+    assert_eq!(aggregator.readiness().await?, "ready");
+    place.is_right().await
+}
+
+/// When the rebuild of sales began, and how many offsets it has read since.
+#[cfg(feature = "faults")]
+async fn under_way(place: &Place) -> Result<(i64, i64)> {
+    let sql = "SELECT (standing->>'since_ms')::bigint, (
+            SELECT sum(ends.value::bigint)::bigint FROM jsonb_each(standing->'offsets') AS topic
+            CROSS JOIN jsonb_each_text(topic.value) AS ends
+        ) FROM rebuild.standing WHERE source = 'sales'";
+    let row = place.database.client.query_one(sql, &[]).await?;
+    Ok((row.get(0), row.get(1)))
+}
+
 #[cfg(feature = "faults")]
 async fn no_rebuild_is_left(place: &Place, aggregator: &Aggregator) -> Result<()> {
     let deadline = Instant::now() + WITHIN;

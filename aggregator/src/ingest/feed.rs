@@ -185,6 +185,18 @@ impl Feeds {
         })
     }
 
+    /// Is anything here already of a source that `wanted` accepts?
+    pub(crate) fn is_any_here(&mut self, wanted: impl Fn(&str) -> bool) -> bool {
+        let mut feeds = self.feeds.iter_mut();
+        feeds.any(|feed| {
+            if !wanted(&feed.source) {
+                return false;
+            }
+            feed.head = feed.here();
+            feed.head.is_some()
+        })
+    }
+
     /// Checkpoints to be served that are here already, of the sources that `wanted` accepts, with at most
     /// `changes_max` changes together. Two of one source become one.
     pub(crate) fn more(

@@ -10,9 +10,6 @@ use crate::failure::Failure;
 use crate::ingest::{Change, Item, Purpose};
 use crate::view::Part;
 
-/// How often half of the silence allowed may pass within a checkpoint before its steps are undone.
-const SILENCES_MAX: u32 = 5;
-
 impl Applier {
     /// A checkpoint in one step; with others that are here already.
     pub(super) async fn apply(&mut self, part: Part) -> Result<(), Failure> {
@@ -36,10 +33,10 @@ impl Applier {
             self.applied(&[moved], began);
             return Ok(());
         }
-        let view = &self.view;
-        let parts = self
-            .feeds
-            .more(part, self.step_events_max, |source| view.serves(source));
+        let (view, stalled) = (&self.view, &self.stalled);
+        let parts = self.feeds.more(part, self.step_events_max, |source| {
+            view.serves(source) && !stalled.contains_key(source)
+        });
         let moves: Vec<_> = parts.iter().map(|part| part.moved.clone()).collect();
         for part in &parts {
             count(&part.moved.source, part.changes.len());
@@ -83,11 +80,12 @@ impl Applier {
                 return Ok(());
             };
             parts.push(part);
-            let (view, backoffs) = (&self.view, &self.backoffs);
+            let (view, backoffs, stalled) = (&self.view, &self.backoffs, &self.stalled);
             next = self.feeds.waiting(|source| {
                 let is_taken = parts.iter().any(|part| part.moved.source == source);
                 // One that failed just now goes alone, and can undo only its own.
                 let failed = backoffs.contains_key(&(source.to_owned(), Purpose::Serve));
+                let failed = failed || stalled.contains_key(source);
                 view.serves(source) && !is_taken && !failed
             });
         }
@@ -133,15 +131,19 @@ impl Applier {
                     return Ok(None);
                 }
                 Ok(None) => return Err(Failure::TaskEnded),
-                Err(_) if silences < SILENCES_MAX => {
+                Err(_) if silences < self.silences_max(source) => {
                     silences += 1;
                     // A writer that is paused does not say this.
                     self.view.stay().await?;
                 }
                 Err(_) => {
-                    tracing::warn!(source, "{source} stalled within a checkpoint: undoes it");
+                    let silent_ms = (self.silence_max / 2 * (silences + 1)).as_millis();
+                    tracing::warn!(
+                        source,
+                        "{source} stalled within a checkpoint for {silent_ms} ms: undoes it"
+                    );
                     self.view.undo().await?;
-                    self.retry(source, Purpose::Serve, "stalled within a checkpoint");
+                    self.stalls(source);
                     return Ok(None);
                 }
             }

@@ -1,5 +1,5 @@
 //! Has what differs mended by those who own it: a connector reads rows of its source again, the
-//! aggregator reads a source's topics again, or computes its unified rows again.
+//! aggregator reads a source's topics again, or computes unified rows again.
 //!
 //! In this order, since each mends what the one before cannot: a row that the topics do not have as
 //! the source has it; a mirror that is not what the topics say; a unified row that is not what the
@@ -7,15 +7,19 @@
 
 use std::collections::BTreeMap;
 
-use super::{Connector, Key, Options, Report};
+use super::unified::resources;
+use super::{Connector, Key, Report};
 use crate::command::Admin;
 use crate::config::Config;
 use crate::mirror::{TABLES, Table};
+use crate::view;
+use crate::view::resource::Resource;
 
 /// Keys of one read.
 const KEYS_MAX: usize = 1000;
 
-/// Mends what the report names; how to compare again. `say` is told of each step.
+/// Mends what the report names; the sources whose mirrors are to be compared again. `say` is told of
+/// each step.
 ///
 /// # Errors
 /// Where somebody refuses or does not answer.
@@ -24,7 +28,7 @@ pub async fn repair(
     admin: &Admin,
     report: &Report,
     say: &impl Fn(&str),
-) -> anyhow::Result<Options> {
+) -> anyhow::Result<Vec<String>> {
     let mirrors = keys_by_table(report);
     let mut sources: Vec<String> = mirrors
         .keys()
@@ -51,19 +55,36 @@ pub async fn repair(
         say(&format!("reads the topics of {} again", still.join(", ")));
         admin.rebuild(&still).await?;
     }
-    let unified = report.differences.iter().any(|difference| {
-        let table = |table: &&Table| table.mirror == difference.table;
-        !TABLES.iter().any(table)
-    });
-    if unified || !is_listed {
-        say("computes the unified rows again");
-        admin.recompute().await?;
+    if !is_listed {
+        say("computes all unified rows again");
+        admin.recompute(None).await?;
+        return Ok(sources);
     }
-    Ok(Options {
-        sources,
-        unified,
-        resume: None,
-    })
+    for resource in resources() {
+        let keys = unified_keys(report, resource);
+        for keys in keys.chunks(view::KEYS_MAX) {
+            say(&format!(
+                "computes {} rows of {} again",
+                keys.len(),
+                resource.table
+            ));
+            let keys = view::Keys::from([(resource.table.to_owned(), keys.to_vec())]);
+            admin.recompute(Some(&keys)).await?;
+        }
+    }
+    Ok(sources)
+}
+
+/// The keys that differ in a unified table, each column as text.
+fn unified_keys(report: &Report, resource: &Resource) -> Vec<Vec<String>> {
+    let differences = report.differences.iter();
+    let of_table = differences.filter(|difference| difference.table == resource.table);
+    of_table
+        .map(|difference| match &difference.key {
+            Key::Id(id) => vec![id.to_string()],
+            Key::Parts(parts) => parts.clone(),
+        })
+        .collect()
 }
 
 /// The keys that differ in each mirror.

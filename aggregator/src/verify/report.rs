@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::progress::Progress;
+use crate::mirror::TABLES;
 
 /// Differences that a report lists, at most; all are counted.
 const LISTED_MAX: usize = 10_000;
@@ -93,6 +94,27 @@ impl Report {
             what: what.into(),
             why: why.into(),
         });
+    }
+
+    /// What of other sources than these could not be compared before was not compared since.
+    pub(crate) fn keep_not_compared(&mut self, before: Self, sources: &[String]) {
+        let of_others = before.not_compared.into_iter().filter(|part| {
+            let named = |source: &&str| {
+                let words = part.what.split([' ', '.']);
+                words.into_iter().any(|word| word == *source)
+            };
+            let source = crate::SOURCES.into_iter().find(named);
+            source.is_some_and(|source| !sources.iter().any(|one| one == source))
+        });
+        self.not_compared.extend(of_others);
+    }
+
+    /// Does a row of a mirror differ, or may one that is not listed?
+    pub(crate) fn names_a_mirror(&self) -> bool {
+        let is_mirror = |table: &str| TABLES.iter().any(|mirror| mirror.mirror == table);
+        let mut named = self.differences.iter();
+        self.difference_count > self.differences.len() as u64
+            || named.any(|difference| is_mirror(&difference.table))
     }
 
     /// 0 equal, 1 different, 2 not compared as a whole.

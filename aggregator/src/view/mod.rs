@@ -9,6 +9,7 @@ mod inputs;
 mod positions;
 mod quarantine;
 mod rebuild;
+mod recompute;
 mod reduce;
 pub(crate) mod resource;
 mod statements;
@@ -28,6 +29,8 @@ use tokio_postgres::Client;
 pub use discrepancies::{RULES, Rule};
 pub use positions::{Moved, Revision};
 pub use rebuild::Differences;
+pub(crate) use recompute::KEYS_MAX;
+pub use recompute::{Keys, Named, NotAKey};
 pub(crate) use suspension::WHOLE as WHOLE_TABLE;
 pub use transaction::Part;
 

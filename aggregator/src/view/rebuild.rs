@@ -108,24 +108,6 @@ impl View {
         Ok(differences)
     }
 
-    /// Brings every unified row to what the mirrors say, in one view transaction; how many
-    /// differed.
-    ///
-    /// # Errors
-    /// After any, the view is to be dropped.
-    pub async fn recompute(&mut self) -> Result<u64, Failure> {
-        self.mirror(Side::Served, "", Vec::new()).await?;
-        let revision = self.fence.next().to_string();
-        let client = &self.session.client;
-        let rows = Statements::compute_all(client, &self.known, &revision)
-            .await
-            .map_err(Failure::database("compute the unified tables"))?;
-        let rows = rows + self.judge_all().await?;
-        self.finish().await?;
-        self.prepare_judge().await?;
-        Ok(rows)
-    }
-
     pub(super) async fn fill(&mut self, source: &str, changes: Vec<Change>) -> Result<(), Failure> {
         let (_, findings) = self.mirror(Side::Rebuilt, source, changes).await?;
         let nothing = &mut Touched::default();

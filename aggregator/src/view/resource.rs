@@ -152,6 +152,24 @@ impl Resource {
         self.merge(&self.all(known, "true"), known)
     }
 
+    /// The statement for rows that are named: `$1` is the revision, unless this is private, then an
+    /// array of text a column of the key.
+    pub(crate) fn named_sql(&self, known: &Known) -> String {
+        let first = if self.is_private() { 1 } else { 2 };
+        let arrays = self.key.iter().enumerate();
+        let arrays = arrays.map(|(place, (_, sql))| format!("${}::text[]::{sql}[]", first + place));
+        let touched = format!(
+            "SELECT DISTINCT * FROM unnest({}) AS k ({})",
+            join(arrays),
+            self.key_list("")
+        );
+        let computed = match &self.kept {
+            Kept::Rows(rows) => self.computed(rows, &touched, known),
+            Kept::Totals(totals) => totals.of_keys(self, known, &touched),
+        };
+        self.merge(&computed, known)
+    }
+
     fn all(&self, known: &Known, range: &str) -> Computed {
         match &self.kept {
             Kept::Rows(rows) => {

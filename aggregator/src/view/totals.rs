@@ -150,19 +150,33 @@ impl Totals {
 
     /// The sums of all contributions to the keys of a range.
     pub(super) fn all(&self, resource: &Resource, known: &Known, range: &str) -> Computed {
+        let touched = format!(
+            "
+                SELECT {keys} FROM (
+                    SELECT {of_part} FROM {of} AS p CROSS JOIN LATERAL ({contributions}) AS c
+                    WHERE {is_known}
+                    UNION SELECT {keys} FROM {table}
+                ) AS a WHERE {range}
+            ",
+            keys = resource.key_list(""),
+            of_part = resource.key_list("c."),
+            of = self.of.table(),
+            contributions = self.contributions,
+            is_known = self.of.is_known(known),
+            table = resource.table,
+        );
+        self.of_keys(resource, known, &touched)
+    }
+
+    /// The same of the keys that this SELECT gives.
+    pub(super) fn of_keys(&self, resource: &Resource, known: &Known, touched: &str) -> Computed {
         let sums = self
             .sums
             .iter()
             .map(|name| format!("sum(coalesce(c.{name}, 0)) AS {name}"));
         let zero = |name: &&str| format!("coalesce(s.{name}, 0) AS {name}");
         Computed(format!(
-            "touched AS (
-                SELECT {keys} FROM (
-                    SELECT {of_part} FROM {of} AS p CROSS JOIN LATERAL ({contributions}) AS c
-                    WHERE {is_known}
-                    UNION SELECT {keys} FROM {table}
-                ) AS a WHERE {range}
-            ),
+            "touched AS ({touched}),
             summed AS (
                 SELECT {of_part}, {sums} FROM {of} AS p CROSS JOIN LATERAL ({contributions}) AS c
                 WHERE {near} AND {is_known} GROUP BY {of_part}
@@ -172,12 +186,10 @@ impl Totals {
                 FROM touched AS k LEFT JOIN summed AS s ON ({of_summed}) = ({of_touched})
             ),
             {computed}",
-            keys = resource.key_list(""),
             of_part = resource.key_list("c."),
             of = self.of.table(),
             contributions = self.contributions,
             is_known = self.of.is_known(known),
-            table = resource.table,
             sums = join(sums),
             near = self.near,
             of_touched = resource.key_list("k."),

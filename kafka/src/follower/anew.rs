@@ -108,10 +108,18 @@ pub(super) async fn superseded(
     read: &Checkpoint,
     target: &Target,
 ) -> Result<Progress, FollowerError> {
-    let Some(log) = log.as_mut().filter(|_| in_force("newer_record_heeded")) else {
+    if !in_force("newer_record_heeded") {
+        return std::future::pending().await;
+    }
+    let wanted = named(read, target);
+    // It may have come while another partition was waited for.
+    let newest = candidate.as_ref();
+    if newest.is_some_and(|found| named(&found.record, target) < wanted) {
+        return Ok(Progress::Anew);
+    }
+    let Some(log) = log.as_mut() else {
         return std::future::pending().await;
     };
-    let wanted = named(read, target);
     loop {
         let Ok(found) = log.next(log_topic).await? else {
             return Ok(Progress::Lost);
@@ -163,7 +171,49 @@ pub(super) async fn is_younger(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use futures_util::FutureExt as _;
+
     use super::*;
+    use crate::lsn::Lsn;
+
+    #[test]
+    fn a_record_that_came_while_another_partition_was_waited_for_is_heeded() {
+        let record = |end: i64| Checkpoint {
+            epoch: 1,
+            system_identifier: "1".to_owned(),
+            timeline: 1,
+            position: Lsn(1),
+            reach: Lsn(1),
+            half_sent: None,
+            committed_at_us: None,
+            current_at_us: None,
+            wal_end: Lsn(1),
+            offsets: Offsets::from([("t".to_owned(), BTreeMap::from([(0, 5), (1, end)]))]),
+            quarantine: BTreeMap::new(),
+            tables: BTreeMap::new(),
+        };
+        let target = |partition, end| Target {
+            topic: "t".into(),
+            table: "public.t".into(),
+            partition,
+            end,
+        };
+        let newest = Found {
+            offset: 1,
+            time_ms: 1,
+            record: record(7),
+        };
+        let (mut log, mut candidate, read) = (None, Some(newest), record(1000));
+        let mut heeded = |target: &Target| {
+            let newer = superseded(&mut log, "checkpoint", &mut candidate, &read, target);
+            newer.now_or_never()
+        };
+        assert!(heeded(&target(0, 5)).is_none(), "it names the same offset");
+        let newer = heeded(&target(1, 1000));
+        assert!(matches!(newer, Some(Ok(Progress::Anew))));
+    }
 
     #[test]
     fn only_a_partition_named_before_can_go_back() {

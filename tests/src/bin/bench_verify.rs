@@ -173,14 +173,22 @@ async fn fill(stack: &Stack, arguments: &Arguments) -> Result<()> {
     let url = format!("{}/recompute", aggregator.admin_url());
     let client = reqwest::Client::new();
     let deadline = Instant::now() + WITHIN;
+    let status = format!("{}/status", aggregator.admin_url());
+    let mut is_taken = false;
     loop {
-        match client.post(&url).send().await {
-            Ok(answer) if answer.status().is_success() => break,
-            _ => ensure!(
-                Instant::now() < deadline,
-                "the unified rows are not computed"
-            ),
+        if !is_taken {
+            let answer = client.post(&url).send().await;
+            is_taken = answer.is_ok_and(|answer| answer.status().is_success());
+        } else if let Ok(answer) = client.get(&status).send().await {
+            let status: serde_json::Value = answer.json().await?;
+            if !status["recompute"]["rows"].is_null() {
+                break;
+            }
         }
+        ensure!(
+            Instant::now() < deadline,
+            "the unified rows are not computed"
+        );
         tokio::time::sleep(POLL).await;
     }
     aggregator.terminate().await?;

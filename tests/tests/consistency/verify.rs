@@ -224,7 +224,7 @@ async fn repaired(stack: &Stack) -> Result<()> {
         "public.wh_item reads 1 rows again",
         // A row that neither source nor topic ever had.
         "reads the topics of sales again",
-        "computes the unified rows again",
+        "computes 2 rows of public.customers again",
     ] {
         ensure!(steps.contains(step), "{step}: {steps}");
     }

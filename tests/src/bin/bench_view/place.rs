@@ -155,9 +155,8 @@ impl Place {
             .post(format!("{}/recompute", self.admin))
             .send()
             .await?;
-        // 503: it did not finish within the time in which it answers; it goes on.
         let status = asked.status().as_u16();
-        ensure!(status == 200 || status == 503, "recompute answers {status}");
+        ensure!(status == 202, "recompute answers {status}");
         self.shows(orders).await?;
         self.stop().await?;
         self.client.batch_execute("VACUUM ANALYZE").await?;
