@@ -11,7 +11,7 @@ struct Migration {
 }
 
 /// In order. A migration that was released is never changed: its checksum is compared.
-static MIGRATIONS: [Migration; 8] = [
+static MIGRATIONS: [Migration; 9] = [
     Migration {
         version: 1,
         name: "view",
@@ -51,6 +51,11 @@ static MIGRATIONS: [Migration; 8] = [
         version: 8,
         name: "sweep",
         sql: include_str!("../migrations/0008_sweep.sql"),
+    },
+    Migration {
+        version: 9,
+        name: "iso_time",
+        sql: include_str!("../migrations/0009_iso_time.sql"),
     },
 ];
 

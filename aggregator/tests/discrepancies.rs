@@ -1,6 +1,8 @@
 //! What does not fit between the systems: each rule opens and closes, is claimed only where it is
 //! known, and a rule of time is judged by the positions.
 
+use std::time::{Duration, Instant};
+
 use aggregator::config::DiscrepanciesConfig;
 use aggregator::view::{Part, RULES, View};
 use anyhow::{Context, Result, ensure};
@@ -12,6 +14,7 @@ use crate::shop::{DETAIL, ITEM, LINE, QUANTITY, Shop, TRANSACTION};
 use crate::source::envelope;
 use crate::{Database, sources};
 
+const WITHIN: Duration = Duration::from_secs(30);
 const DAY_US: i64 = 24 * 3600 * 1_000_000;
 
 /// The ids of what is open, by id.
@@ -93,6 +96,70 @@ async fn payments_of_touched_orders_a_late_order_ends_the_discrepancy_of_its_pay
     // It has no lines yet.
     ensure!(open(&database).await? == json!([101, 103, 201, 7704]));
     Ok(())
+}
+
+/// Rows that the writers of this database have read, but for what a new one counts.
+async fn rows_read(database: &Database) -> Result<i64> {
+    // A session tells what it did, at the latest, when it ends.
+    let writers = "SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name = 'aggregator'";
+    let deadline = Instant::now() + WITHIN;
+    while database.one::<i64>(writers).await? > 0 {
+        ensure!(Instant::now() < deadline, "a writer does not end");
+    }
+    database
+        .one(
+            "SELECT (
+                SELECT sum(idx_tup_read) FROM pg_stat_user_indexes WHERE relname <> 'discrepancies'
+            )::bigint + (
+                SELECT sum(seq_tup_read) FROM pg_stat_user_tables WHERE relname <> 'discrepancies'
+            )::bigint",
+        )
+        .await
+}
+
+/// A source that writes 0 where there is no order, and a transaction that is not there.
+#[tokio::test]
+async fn payments_of_turned_orders_a_payment_costs_the_same_whatever_names_the_missing_order()
+-> Result<()> {
+    const HISTORY: i64 = 3000;
+    let database = Database::new().await?;
+    let (mut view, mut shop) = begin(&database).await?;
+    let sql = format!(
+        "INSERT INTO accounting.ac_transaction SELECT n, 0 FROM generate_series(10, {HISTORY} + 9) AS n;
+        INSERT INTO accounting.ac_transactiondetail
+            SELECT n, 1.00, '2024-01-01', n FROM generate_series(10, {HISTORY} + 9) AS n;
+        INSERT INTO accounting.ac_transactiondetail
+            SELECT n, 1.00, '2024-01-01', 0 FROM generate_series({HISTORY} + 10, 2 * {HISTORY} + 9) AS n;
+        INSERT INTO sales.sls_orderdetail
+            SELECT n, 1, 1.00, 1, 0 FROM generate_series(10, {HISTORY} + 9) AS n"
+    );
+    database.client.batch_execute(&sql).await?;
+    view.recompute().await?;
+    assert_eq!(view.discrepancies()["payment_without_order"], HISTORY);
+    drop(view);
+    let before = rows_read(&database).await?;
+    view = database.open().await?;
+    let (next, late) = (2 * HISTORY + 10, "2024-02-01T00:00:00.000000Z");
+    pay(&mut shop, next, 0, "5.00", late);
+    let detail = json!({"id": next + 1, "sum": "1.00", "date": late, "transaction_id": 0});
+    shop.accounting.put(DETAIL, detail);
+    apply(&mut view, &mut shop, "accounting").await?;
+    let line = json!({
+        "id": next, "item_id": 1, "unit_price": "1.00", "quantity": 1, "order_id": 0,
+    });
+    shop.sales.put(LINE, line);
+    apply(&mut view, &mut shop, "sales").await?;
+    assert_eq!(view.discrepancies()["payment_without_order"], HISTORY + 1);
+    drop(view);
+    let read = rows_read(&database).await? - before;
+    ensure!(read < HISTORY / 10, "{read} rows read for three changes");
+    // It comes, and all of them are for it.
+    view = database.open().await?;
+    order(&mut shop, 0, 1);
+    apply(&mut view, &mut shop, "sales").await?;
+    assert_eq!(view.discrepancies()["payment_without_order"], 0);
+    unified_tables_equal_joins(&database, &aggregator::SOURCES).await
 }
 
 #[tokio::test]
@@ -220,7 +287,7 @@ async fn another_bound_is_applied_to_what_is_there() -> Result<()> {
     let database = Database::new().await?;
     let (mut view, mut shop) = begin(&database).await?;
     drop(view);
-    let silence_max = std::time::Duration::from_secs(5);
+    let silence_max = Duration::from_secs(5);
     let bound = |part_paid_max_s| DiscrepanciesConfig { part_paid_max_s };
     let ten_years = bound(315_360_000);
     view = View::open(&database.config, &ten_years, &sources(), silence_max).await?;

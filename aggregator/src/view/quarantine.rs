@@ -164,7 +164,7 @@ impl Quarantine {
         let (mut resources, mut ids, mut tables, mut keys) = (vec![], vec![], vec![], vec![]);
         for (resource, id, table, key) in names {
             if let Some(resource) = unified::named(resource) {
-                touched.insert(resource, id);
+                touched.turn(resource, id);
             }
             resources.push(resource);
             ids.push(id);
@@ -256,7 +256,7 @@ impl Quarantine {
             .await?;
         for row in forgotten {
             if let Some(resource) = unified::named(row.try_get(0)?) {
-                touched.insert(resource, row.try_get(1)?);
+                touched.turn(resource, row.try_get(1)?);
             }
         }
         Ok(())

@@ -108,14 +108,15 @@ impl Resource {
     }
 
     /// The statement for rows that a change touched: `$1` is the revision, then what `touched` or
-    /// the contributions take. Returns what that moves in each of these totals of the rows:
-    /// see [`Totals::moves`].
-    pub(crate) fn touched_sql(&self, known: &Known, totals: &[&Self]) -> String {
+    /// the contributions take. Returns what that moves in each of these totals of the rows: see
+    /// [`Totals::moves`]; and, behind them, an array of the keys as text of the rows that came or went,
+    /// if it is to tell them.
+    pub(crate) fn touched_sql(&self, known: &Known, totals: &[&Self], tells: bool) -> String {
         let computed = match &self.kept {
             Kept::Rows(rows) => self.computed(rows, rows.touched, known),
             Kept::Totals(totals) => totals.moved(self),
         };
-        if totals.is_empty() {
+        if totals.is_empty() && !tells {
             return self.merge(&computed, known);
         }
         let mut taken: Vec<&str> = vec!["degraded"];
@@ -132,17 +133,26 @@ impl Resource {
             let columns = taken.iter();
             columns.map(move |name| format!("{row}.{name} AS {row}_{name}"))
         });
+        let key = self.key[0].0;
+        let returned = returned.chain([format!("coalesce(old.{key}, new.{key}) AS {key}")]);
         let moves = totals.iter().enumerate();
         let width = totals.iter().filter_map(|of| Some(of.totals()?.width(of)));
-        let width = width.max().unwrap_or_default();
+        let width = width.max().unwrap_or(1);
         let moves = moves.filter_map(|(place, of)| Some(of.totals()?.moves(of, place, width)));
+        let turned = format!(
+            "SELECT {place}, array_agg({key}::text){nulls} FROM merged
+            WHERE old_degraded IS NULL OR new_degraded IS NULL HAVING count(*) > 0",
+            place = totals.len(),
+            nulls = ", NULL::text[]".repeat(width - 1),
+        );
+        let told = moves.chain(tells.then_some(turned));
         format!(
             "WITH {computed}, merged AS ({merge} RETURNING {returned})
-            {moves}",
+            {told}",
             computed = computed.0,
             merge = self.merge_into(known),
             returned = join(returned),
-            moves = moves.collect::<Vec<_>>().join("\nUNION ALL\n"),
+            told = told.collect::<Vec<_>>().join("\nUNION ALL\n"),
         )
     }
 

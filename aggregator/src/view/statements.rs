@@ -6,17 +6,18 @@ use service::fault;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Error, Row, Statement};
 
+use super::discrepancies::is_looked_for;
 use super::positions::Positions;
 use super::resource::{Kept, Known, Resource, Rows};
 use super::totals::{Of, Totals};
-use super::touched::{Moves, Touched};
+use super::touched::{Moves, Touched, Turned};
 use super::unified::RESOURCES;
 use crate::mirror::TABLES;
 
 /// The writing session's settings. Touched rows are found by index, one by one, however many
 /// there are and whatever the planner knows of a table that was empty a minute ago: plans are
 /// made once, without looking at parameters, and never read a whole table.
-pub(crate) const SETTINGS: [&str; 9] = [
+pub(crate) const SETTINGS: [&str; 10] = [
     "TimeZone = 'UTC'",
     "plan_cache_mode = force_generic_plan",
     "enable_seqscan = off",
@@ -26,6 +27,9 @@ pub(crate) const SETTINGS: [&str; 9] = [
     "enable_material = off",
     "enable_memoize = off",
     "jit = off",
+    // The old and new rows that a statement of many orders reads its moves from fit into it; with the
+    // server's 4 MB they were written to a file and read three times.
+    "work_mem = '16MB'",
 ];
 
 /// The opposite, for a transaction that computes all rows.
@@ -65,7 +69,7 @@ impl Statements {
         let mut resources = Vec::with_capacity(RESOURCES.len());
         for resource in RESOURCES {
             let totals = totals_of(resource);
-            let sql = resource.touched_sql(known, &totals);
+            let sql = resource.touched_sql(known, &totals, is_looked_for(resource));
             resources.push(Prepared {
                 resource,
                 totals,
@@ -113,21 +117,23 @@ impl Statements {
         Ok(rows)
     }
 
-    /// Brings the touched unified rows to what the mirrors say, with statements of bounded size.
+    /// Brings the touched unified rows to what the mirrors say, with statements of bounded size; which
+    /// of those that rules look for came or went.
     pub(crate) async fn unify(
         &self,
         client: &Client,
         source: &str,
         revision: &str,
         mut touched: Touched,
-    ) -> Result<(), Error> {
+    ) -> Result<Turned, Error> {
         if touched.rows() <= ROWS_AT_ONCE {
             let all = |_: &Resource| true;
             return self.bring(client, source, revision, touched, all).await;
         }
         let contributions = touched.take_contributions();
         let all = |_: &Resource| true;
-        self.bring(client, source, revision, contributions, all)
+        let mut turned = self
+            .bring(client, source, revision, contributions, all)
             .await?;
         // Every row of what another reads comes before the first row of that.
         for Prepared { resource, .. } in &self.resources {
@@ -138,10 +144,13 @@ impl Statements {
             let inputs: Vec<_> = inputs.collect();
             for part in touched.parts(&inputs, ROWS_AT_ONCE) {
                 let this = |one: &Resource| one.table == resource.table;
-                self.bring(client, source, revision, part, this).await?;
+                let more = self.bring(client, source, revision, part, this).await?;
+                for (name, ids) in more {
+                    turned.entry(name).or_default().extend(ids);
+                }
             }
         }
-        Ok(())
+        Ok(turned)
     }
 
     /// [`Statements::unify`] for rows of the `wanted` tables and totals of mirrors, and for the totals
@@ -153,7 +162,7 @@ impl Statements {
         revision: &str,
         mut touched: Touched,
         wanted: impl Fn(&Resource) -> bool,
-    ) -> Result<(), Error> {
+    ) -> Result<Turned, Error> {
         // Sent in this order without waiting in between: what another reads comes first.
         let first = self.resources.iter().filter_map(|prepared| {
             let Prepared { resource, .. } = prepared;
@@ -171,11 +180,15 @@ impl Statements {
         });
         let changed = run(client, revision, first.collect()).await?;
         let mut second = Vec::new();
+        let mut turned = Turned::new();
         for (of, rows) in &changed {
             for row in rows {
                 let place: i32 = row.try_get(0)?;
                 let place = usize::try_from(place).ok();
                 let Some(total) = place.and_then(|place| of.totals.get(place)) else {
+                    let ids: Vec<String> = row.try_get(1)?;
+                    let ids = ids.iter().filter_map(|id| id.parse::<i64>().ok());
+                    turned.entry(of.resource.name()).or_default().extend(ids);
                     continue;
                 };
                 let mut all = self.resources.iter();
@@ -185,7 +198,7 @@ impl Statements {
             }
         }
         run(client, revision, second).await?;
-        Ok(())
+        Ok(turned)
     }
 
     /// Empties a source's mirrors, standing and quarantine.
@@ -337,7 +350,10 @@ mod tests {
         }
         let resources = RESOURCES.into_iter();
         let mut statements: Vec<_> = resources
-            .map(|resource| resource.touched_sql(&known, &totals_of(resource)))
+            .map(|resource| {
+                let tells = is_looked_for(resource);
+                resource.touched_sql(&known, &totals_of(resource), tells)
+            })
             .collect();
         statements.extend(TABLES.map(|table| table.upsert_sql(Side::Served)));
         statements.extend(TABLES.map(|table| table.delete_sql(Side::Served)));

@@ -25,11 +25,17 @@ pub(crate) fn named(row: &Reported) -> impl Iterator<Item = (&'static Resource, 
         .filter_map(|(resource, _, name)| Some((resource, row.integer(name)?)))
 }
 
+/// By the name of a unified table: rows that came or went, or that an input in quarantine belongs to
+/// from now on or no more.
+pub(super) type Turned = BTreeMap<&'static str, BTreeSet<i64>>;
+
 /// What a step touched.
 #[derive(Debug, Default)]
 pub(crate) struct Touched {
     /// By the name of the unified table.
     ids: BTreeMap<&'static str, BTreeSet<i64>>,
+    /// Rows, there or not, that an input in quarantine belongs to from now on or no more.
+    turned: Turned,
     /// What mirror rows contribute, by the name of the total.
     moves: BTreeMap<&'static str, Moves>,
 }
@@ -53,14 +59,27 @@ impl Touched {
         }
     }
 
-    pub(crate) fn insert(&mut self, resource: &'static Resource, id: i64) {
+    fn insert(&mut self, resource: &'static Resource, id: i64) {
         self.ids.entry(resource.name()).or_default().insert(id);
+    }
+
+    /// An input in quarantine belongs to this row from now on, or no more.
+    pub(super) fn turn(&mut self, resource: &'static Resource, id: i64) {
+        self.insert(resource, id);
+        self.turned.entry(resource.name()).or_default().insert(id);
+    }
+
+    pub(super) fn turned(&self) -> &Turned {
+        &self.turned
     }
 
     /// What another step touched as well.
     pub(super) fn absorb(&mut self, other: Self) {
         for (name, ids) in other.ids {
             self.ids.entry(name).or_default().extend(ids);
+        }
+        for (name, ids) in other.turned {
+            self.turned.entry(name).or_default().extend(ids);
         }
         for (name, moves) in other.moves {
             let all = self.moves.entry(name).or_default();
@@ -82,8 +101,8 @@ impl Touched {
     /// The contributions alone; the rows stay.
     pub(super) fn take_contributions(&mut self) -> Self {
         Self {
-            ids: BTreeMap::new(),
             moves: std::mem::take(&mut self.moves),
+            ..Self::default()
         }
     }
 

@@ -275,9 +275,9 @@ impl View {
         let revision = self.fence.next().to_string();
         let unified = async {
             self.judge.add(client, &touched).await?;
-            self.statements
-                .unify(client, source, &revision, touched)
-                .await
+            let statements = &self.statements;
+            let turned = statements.unify(client, source, &revision, touched);
+            self.judge.add_turned(client, &turned.await?).await
         };
         unified
             .await

@@ -2,18 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use service::fault;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Error, Statement};
 
 use super::part_paid::{Clock, PART_PAID};
-use super::{DISCREPANCIES, RULES, touched_sql};
+use super::{DISCREPANCIES, JUDGED, LOOKED_FOR, RULES, touched_sql};
 use crate::config::DiscrepanciesConfig;
 use crate::failure::Failure;
 use crate::mirror::Side;
 use crate::view::positions::Moved;
 use crate::view::resource::Known;
 use crate::view::statements::SETTINGS_FOR_ALL;
-use crate::view::touched::Touched;
+use crate::view::touched::{Touched, Turned};
 use crate::view::{View, unified};
 
 /// Rows of each unified table that are judged at once, at most.
@@ -24,27 +25,35 @@ const PENDING_MAX: usize = 1_000_000;
 /// Rows to be judged when the view transaction commits.
 #[derive(Debug, Default)]
 struct Pending {
-    products: BTreeSet<i64>,
-    transactions: BTreeSet<i64>,
-    orders: BTreeSet<i64>,
+    /// Of [`JUDGED`], then of [`LOOKED_FOR`] those that came or went.
+    rows: [BTreeSet<i64>; JUDGED.len() + LOOKED_FOR.len()],
     /// Are there more in `aggregator.judged_later`?
     is_put_aside: bool,
 }
 
 impl Pending {
-    fn rows(&self) -> usize {
-        self.products.len() + self.transactions.len() + self.orders.len()
+    fn len(&self) -> usize {
+        self.rows.iter().map(BTreeSet::len).sum()
     }
 
     /// Takes as many as are judged at once, the first of each: an order and its payments are about as
     /// old, and are judged together then.
     fn take_step(&mut self) -> Self {
         Self {
-            products: first_of(&mut self.products),
-            transactions: first_of(&mut self.transactions),
-            orders: first_of(&mut self.orders),
+            rows: self.rows.each_mut().map(first_of),
             is_put_aside: std::mem::take(&mut self.is_put_aside),
         }
+    }
+
+    fn of(&mut self, name: &str) -> Option<&mut BTreeSet<i64>> {
+        let place = JUDGED.iter().position(|judged| *judged == name)?;
+        self.rows.get_mut(place)
+    }
+
+    /// Those that came or went.
+    fn turned(&mut self, name: &str) -> Option<&mut BTreeSet<i64>> {
+        let place = LOOKED_FOR.iter().position(|other| *other == name)?;
+        self.rows.get_mut(JUDGED.len() + place)
     }
 }
 
@@ -93,34 +102,46 @@ impl Judge {
         &self.open
     }
 
-    /// To be judged when the view transaction commits. What is more than can be remembered is put
-    /// aside in the database.
+    /// To be judged when the view transaction commits.
     pub(in crate::view) async fn add(
         &mut self,
         client: &Client,
         touched: &Touched,
     ) -> Result<(), Error> {
-        let pending = &mut self.pending;
-        for (name, rows) in [
-            ("products", &mut pending.products),
-            ("transactions", &mut pending.transactions),
-            ("orders", &mut pending.orders),
-        ] {
-            rows.extend(
-                unified::named(name)
-                    .map(|of| touched.ids(of))
-                    .into_iter()
-                    .flatten(),
-            );
+        for name in JUDGED {
+            let ids = unified::named(name).map(|of| touched.ids(of));
+            if let (Some(rows), Some(ids)) = (self.pending.of(name), ids) {
+                rows.extend(&ids);
+                // Not the design: as if whatever touches an order could bring it or take it away.
+                if let Some(turned) = self.pending.turned(name)
+                    && !fault::in_force("payments_of_turned_orders")
+                {
+                    turned.extend(ids);
+                }
+            }
         }
-        if pending.rows() > PENDING_MAX {
-            for (resource, ids) in [
-                ("products", &mut pending.products),
-                ("transactions", &mut pending.transactions),
-                ("orders", &mut pending.orders),
-            ] {
-                let ids: Vec<_> = std::mem::take(ids).into_iter().collect();
-                client.execute(&self.put_aside, &[&resource, &ids]).await?;
+        self.add_turned(client, touched.turned()).await
+    }
+
+    /// Those that came or went: rows that look for them are to be judged as well. What is more than
+    /// can be remembered is put aside in the database.
+    pub(in crate::view) async fn add_turned(
+        &mut self,
+        client: &Client,
+        turned: &Turned,
+    ) -> Result<(), Error> {
+        let pending = &mut self.pending;
+        for (name, ids) in turned {
+            if let Some(rows) = pending.turned(name) {
+                rows.extend(ids);
+            }
+        }
+        if pending.len() > PENDING_MAX {
+            let turned = LOOKED_FOR.map(super::turned);
+            let names = JUDGED.into_iter().chain(turned.iter().map(String::as_str));
+            for (name, rows) in names.zip(&mut pending.rows) {
+                let ids: Vec<_> = std::mem::take(rows).into_iter().collect();
+                client.execute(&self.put_aside, &[&name, &ids]).await?;
             }
             pending.is_put_aside = true;
         }
@@ -147,11 +168,13 @@ impl Judge {
             if let Some(due) = span {
                 let rows_max = i64::try_from(STEP_ROWS_MAX).unwrap_or(i64::MAX);
                 let (orders, rest) = clock.due(client, due, rows_max).await?;
-                some.orders.extend(orders);
+                if let Some(rows) = some.of("orders") {
+                    rows.extend(orders);
+                }
                 span = rest;
             }
             self.step(client, revision, &some).await?;
-            if span.is_none() && pending.rows() == 0 {
+            if span.is_none() && pending.len() == 0 {
                 self.clock = clock;
                 return Ok(());
             }
@@ -164,15 +187,15 @@ impl Judge {
         revision: &str,
         pending: &Pending,
     ) -> Result<(), Error> {
-        if pending.rows() == 0 && !pending.is_put_aside {
+        if pending.len() == 0 && !pending.is_put_aside {
             return Ok(());
         }
-        let list = |ids: &BTreeSet<i64>| ids.iter().copied().collect::<Vec<_>>();
-        let products = list(&pending.products);
-        let transactions = list(&pending.transactions);
-        let orders = list(&pending.orders);
+        let lists = pending.rows.each_ref();
+        let [products, transactions, orders, turned] =
+            lists.map(|ids| ids.iter().copied().collect::<Vec<_>>());
         let due: [&(dyn ToSql + Sync); 2] = [&orders, &transactions];
-        let touched: [&(dyn ToSql + Sync); 4] = [&revision, &products, &transactions, &orders];
+        let touched: [&(dyn ToSql + Sync); 5] =
+            [&revision, &products, &transactions, &orders, &turned];
         // Sent in this order without waiting in between: what is due is read by the rules.
         let (_, changed) = futures_util::try_join!(
             client.execute(&self.part_paid, &due),

@@ -14,10 +14,11 @@ use std::sync::LazyLock;
 
 use service::fault;
 
+use catalogue::{JUDGED, LOOKED_FOR};
 pub use catalogue::{RULES, Rule};
 use part_paid::PART_PAID;
 
-use super::resource::{Column, Kept, Known, Resource, Rows};
+use super::resource::{Column, Kept, Known, Resource, Rows, join};
 
 /// The discrepancies' own arithmetic: `id = key * 100 + number`. A row with a key beyond this is not
 /// judged, rather than that an id overflows.
@@ -124,57 +125,94 @@ fn orders_touched(orders: &str, transactions: &str) -> String {
     )
 }
 
-/// The ids that products (`$2`), transactions (`$3`) and orders (`$4`) decide.
-fn touched() -> String {
-    // Not the design: as if an order were no concern of its payments.
-    let of_orders = if fault::in_force("payments_of_touched_orders") {
-        "UNION SELECT x.id FROM touched_orders AS o
-            CROSS JOIN LATERAL (
-                SELECT x.id FROM public.transactions AS x WHERE x.order_id = o.id OFFSET 0
-            ) AS x"
-    } else {
-        ""
+/// Does a rule ask whether its rows are there?
+pub(super) fn is_looked_for(resource: &Resource) -> bool {
+    LOOKED_FOR.contains(&resource.name())
+}
+
+/// The `resource` by which rows stand in `aggregator.judged_later` that came or went.
+fn turned(name: &str) -> String {
+    format!("turned {name}")
+}
+
+/// The rows of a judged table that may break a rule now and did not, or did and may not any more: those
+/// touched, and those that name one that a rule looks for and that came or went. A row that only looks
+/// for one that was touched, but neither came nor went, is as it was: so a payment for an order that is
+/// not there costs the same whatever is paid for it already.
+fn touched_of(name: &str) -> String {
+    let parameter = |name: &str| {
+        let place = JUDGED.iter().position(|judged| *judged == name);
+        format!("${}", 2 + place.unwrap_or_default())
     };
-    let numbers = |resource: &str| -> String {
-        let rules = RULES.iter().filter(|rule| rule.resource == resource);
-        let numbers: Vec<_> = rules.map(|rule| rule.number.to_string()).collect();
-        format!(
-            "unnest('{{{}}}'::bigint[]) AS n (number)",
-            numbers.join(",")
-        )
+    let mut touched = match name {
+        "orders" => orders_touched(&parameter("orders"), &parameter("transactions")),
+        _ => put_aside(&parameter(name), name),
     };
+    for rule in RULES.iter().filter(|rule| rule.resource == name) {
+        // Not the design: as if an order were no concern of its payments.
+        if let Some((other, column)) = rule.looks_for
+            && fault::in_force("payments_of_touched_orders")
+        {
+            let _ = write!(
+                touched,
+                "\nUNION SELECT x.id FROM turned_{other} AS o CROSS JOIN LATERAL (
+                    SELECT x.id FROM public.{name} AS x WHERE x.{column} = o.id OFFSET 0
+                ) AS x",
+            );
+        }
+    }
+    format!("SELECT id FROM ({touched}) AS t WHERE id BETWEEN -{KEY_MAX} AND {KEY_MAX}")
+}
+
+/// Ids of a parameter and those that were put aside.
+fn put_aside(parameter: &str, resource: &str) -> String {
     format!(
-        "WITH touched_orders AS ({touched_orders}),
-        touched_rows AS (
-            SELECT e.id, n.number FROM touched_orders AS e CROSS JOIN {orders}
-            UNION ALL
-            SELECT e.id, n.number FROM (
-                SELECT unnest($3::bigint[]) AS id
-                UNION SELECT id FROM aggregator.judged_later WHERE resource = 'transactions'
-                {of_orders}
-            ) AS e CROSS JOIN {transactions}
-            UNION ALL
-            SELECT e.id, n.number FROM (
-                SELECT unnest($2::bigint[]) AS id
-                UNION SELECT id FROM aggregator.judged_later WHERE resource = 'products'
-            ) AS e CROSS JOIN {products}
+        "SELECT unnest({parameter}::bigint[]) AS id
+        UNION SELECT id FROM aggregator.judged_later WHERE resource = '{resource}'"
+    )
+}
+
+/// The ids that touched rows decide: of the discrepancies that there are, and of those that there
+/// should be. Most rows break no rule and did not, and are looked at no further.
+fn touched() -> String {
+    let looked_for = LOOKED_FOR.iter().enumerate().map(|(place, name)| {
+        let rows = put_aside(&format!("${}", 2 + JUDGED.len() + place), &turned(name));
+        format!("turned_{name} AS ({rows})")
+    });
+    let judged = JUDGED
+        .iter()
+        .map(|name| format!("touched_{name} AS ({})", touched_of(name)));
+    let found = RULES.iter().map(|rule| {
+        format!(
+            "SELECT t.id * 100 + {number} AS id FROM touched_{resource} AS t
+            CROSS JOIN LATERAL (SELECT FROM ({broken}) AS b WHERE b.key = t.id OFFSET 0) AS b",
+            number = rule.number,
+            resource = rule.resource,
+            broken = broken(rule),
         )
-        SELECT id * 100 + number AS id FROM touched_rows
-        WHERE id BETWEEN -{KEY_MAX} AND {KEY_MAX}",
-        touched_orders = orders_touched("$4", "$3"),
-        orders = numbers("orders"),
-        transactions = numbers("transactions"),
-        products = numbers("products"),
+    });
+    let open = JUDGED.iter().map(|name| {
+        format!(
+            "SELECT d.id FROM touched_{name} AS t CROSS JOIN LATERAL (
+                SELECT d.id FROM public.discrepancies AS d
+                WHERE d.id BETWEEN t.id * 100 + 1 AND t.id * 100 + 99 OFFSET 0
+            ) AS d"
+        )
+    });
+    format!(
+        "WITH {rows} {ids}",
+        rows = join(looked_for.chain(judged)),
+        ids = found.chain(open).collect::<Vec<_>>().join("\nUNION\n"),
     )
 }
 
 /// The statements for touched rows: what is due (orders, transactions), what breaks a rule
-/// (revision, products, transactions, orders). The second returns by rule how many discrepancies
+/// (revision, those of [`JUDGED`], those of [`LOOKED_FOR`]). The second returns by rule how many discrepancies
 /// there are more then, or fewer.
 pub(super) fn touched_sql(known: &Known) -> [String; 2] {
-    let merge = DISCREPANCIES.touched_sql(known, &[]);
+    let merge = DISCREPANCIES.touched_sql(known, &[], false);
     [
-        PART_PAID.touched_sql(known, &[]),
+        PART_PAID.touched_sql(known, &[], false),
         format!(
             "WITH changed AS (
                 {merge}

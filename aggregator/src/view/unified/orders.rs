@@ -3,6 +3,9 @@
 //!
 //! The transactions come from `public.transactions`, itself a pure function of the mirrors,
 //! which is therefore brought up to date first.
+//!
+//! Lines and transactions are looked for only where the order is there: what names one that is not may
+//! be a history without end (a source that writes 0 for none).
 
 use super::transactions::TRANSACTIONS;
 use crate::mirror::{LINE, ORDER, TRANSACTION};
@@ -67,7 +70,7 @@ pub(crate) static ORDERS: Resource = Resource {
                                 'amount', round(d.unit_price * d.quantity, 2)::text
                             ) ORDER BY d.id
                         ) AS lines
-                    FROM sales.sls_orderdetail AS d WHERE d.order_id = t.id
+                    FROM sales.sls_orderdetail AS d WHERE d.order_id = o.id
                 ) AS l ON true
                 LEFT JOIN LATERAL (
                     SELECT sum(x.amount) AS paid, bool_or(x.degraded) AS degraded,
@@ -75,7 +78,7 @@ pub(crate) static ORDERS: Resource = Resource {
                             jsonb_build_object('id', x.id, 'amount', x.amount::text, 'details', x.details)
                             ORDER BY x.id
                         ) AS transactions
-                    FROM public.transactions AS x WHERE x.order_id = t.id
+                    FROM public.transactions AS x WHERE x.order_id = o.id
                 ) AS x ON true
             ) AS o"#,
     }),

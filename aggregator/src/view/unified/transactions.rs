@@ -1,4 +1,5 @@
-//! `public.transactions`: each transaction of accounting with its details.
+//! `public.transactions`: each transaction of accounting with its details; those of one that is not
+//! there are not looked for, however many they are.
 
 use crate::mirror::{DETAIL, TRANSACTION};
 use crate::view::resource::{Column, Kept, Resource, Rows};
@@ -34,7 +35,7 @@ pub(crate) static TRANSACTIONS: Resource = Resource {
                             'booked_at', aggregator.iso_time(d.date)
                         ) ORDER BY d.id
                     ) AS details
-                FROM accounting.ac_transactiondetail AS d WHERE d.transaction_id = t.id
+                FROM accounting.ac_transactiondetail AS d WHERE d.transaction_id = x.id
             ) AS d ON true"#,
     }),
 };
