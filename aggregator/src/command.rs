@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 
 use crate::config::Config;
-use crate::control::{Discard, Outcome, Recompute, Resume, Status, Sweep};
+use crate::control::{Discard, Outcome, Rebuild, Recompute, Resume, Status, Sweep};
 use crate::verify;
 use crate::view::Keys;
 
@@ -83,7 +83,7 @@ impl Admin {
             }
             let under_way = status.sources.iter().filter_map(|source| {
                 let rebuild = source.rebuild.as_ref()?;
-                Some(format!("{} {} events", source.source, rebuild.events))
+                Some(format!("{} {}", source.source, rebuilt_in_words(rebuild)))
             });
             let under_way: Vec<_> = under_way.collect();
             if under_way.is_empty() {
@@ -306,7 +306,7 @@ pub fn in_words(status: &Status) -> String {
             line.push_str(", not followed");
         }
         if let Some(rebuild) = &source.rebuild {
-            line.push_str(&format!(", being rebuilt ({} events read)", rebuild.events));
+            line.push_str(&format!(", being rebuilt ({})", rebuilt_in_words(rebuild)));
         }
         for suspended in &source.suspended {
             line.push_str(&format!(", {} suspended", suspended.table));
@@ -318,6 +318,18 @@ pub fn in_words(status: &Status) -> String {
     }
     lines.extend(status.sweep.as_ref().map(swept_in_words));
     lines.join("\n")
+}
+
+fn rebuilt_in_words(rebuild: &Rebuild) -> String {
+    let Rebuild {
+        events,
+        offsets_read: read,
+        offsets,
+    } = rebuild;
+    match offsets {
+        Some(all) => format!("{read} of {all} offsets, {events} events read"),
+        None => format!("{events} events read"),
+    }
 }
 
 fn swept_in_words(sweep: &Sweep) -> String {

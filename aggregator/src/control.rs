@@ -120,6 +120,12 @@ pub struct Suspended {
 pub struct Rebuild {
     /// Events read since the process began or went on with it.
     pub events: u64,
+    /// Offsets read since it began, of all partitions together, and how many there are up to the
+    /// checkpoint that it reads, once that is known. Those of records that are gone count too.
+    #[serde(default)]
+    pub offsets_read: i64,
+    #[serde(default)]
+    pub offsets: Option<i64>,
 }
 
 /// A computation of unified rows.

@@ -40,6 +40,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), Failure> {
     crate::telemetry::describe();
+    counter!(crate::telemetry::RETRIES).increment(0);
     let mut backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_MAX);
     loop {
         let began = Instant::now();
@@ -58,6 +59,7 @@ pub async fn run(
         if began.elapsed() > BACKOFF_MAX {
             backoff.reset();
         }
+        counter!(crate::telemetry::RETRIES).increment(1);
         let (wait, words) = (backoff.wait(), failure.in_words());
         tracing::warn!(
             error = words,
@@ -160,6 +162,7 @@ impl Applier {
         self.resume_rebuilds();
         loop {
             commands.status.set(self.status());
+            self.say_progress();
             tokio::select! {
                 next = self.feeds.next() => match next.ok_or(Failure::TaskEnded)? {
                     (source, Purpose::Serve, item) => self.take(&source, item).await?,
@@ -265,6 +268,8 @@ impl Applier {
         let apply_ms = began.elapsed().as_secs_f64() * 1000.0;
         counter!(crate::telemetry::VIEW_TRANSACTIONS).increment(1);
         histogram!(crate::telemetry::APPLY_MS).record(apply_ms);
+        #[expect(clippy::cast_precision_loss, reason = "milliseconds of today")]
+        gauge!(crate::telemetry::VIEW_TRANSACTION_TIMESTAMP).set(now_ms() as f64 / 1e3);
         #[expect(clippy::cast_precision_loss, reason = "a gauge")]
         gauge!(crate::telemetry::QUARANTINED).set(self.view.quarantined() as f64);
         #[expect(clippy::cast_precision_loss, reason = "a gauge")]

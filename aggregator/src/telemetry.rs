@@ -11,6 +11,11 @@ pub(crate) const VISIBLE_MS: &str = "aggregator_visible_ms";
 pub(crate) const LAG_BYTES: &str = "aggregator_lag_bytes";
 pub(crate) const QUARANTINED: &str = "aggregator_quarantined";
 pub(crate) const SUSPENDED: &str = "aggregator_suspended_tables";
+pub(crate) const RETRIES: &str = "aggregator_retries_total";
+pub(crate) const VIEW_TRANSACTION_TIMESTAMP: &str = "aggregator_view_transaction_timestamp_seconds";
+pub(crate) const STEPS_UNDONE: &str = "aggregator_steps_undone_total";
+pub(crate) const REBUILD_READ: &str = "aggregator_rebuild_read_offsets";
+pub(crate) const REBUILD_OFFSETS: &str = "aggregator_rebuild_offsets";
 pub(crate) const STALLED: &str = "aggregator_stalled";
 pub(crate) const DISCREPANCIES: &str = "aggregator_discrepancies";
 
@@ -69,6 +74,26 @@ pub fn describe() {
     describe_gauge!(
         SUSPENDED,
         "Tables that flooded the quarantine and stand still"
+    );
+    describe_counter!(RETRIES, "Lives that ended in an error");
+    describe_gauge!(
+        VIEW_TRANSACTION_TIMESTAMP,
+        Unit::Seconds,
+        "When this process last made a view transaction that moved a position, since 1970; its age is \
+         time() minus this"
+    );
+    describe_counter!(
+        STEPS_UNDONE,
+        "Checkpoints of several steps that were undone before they were whole, by source and reason: \
+         stalled, failed, too_old, behind"
+    );
+    describe_gauge!(
+        REBUILD_READ,
+        "Offsets that the source's rebuild has read since it began, over all lives; 0: none is under way"
+    );
+    describe_gauge!(
+        REBUILD_OFFSETS,
+        "Offsets that the source's rebuild has to read, records that are gone included; 0: not known"
     );
     describe_gauge!(
         STALLED,

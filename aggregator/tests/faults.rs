@@ -97,6 +97,9 @@ async fn a_paused_holder_is_replaced_and_cannot_write_when_it_comes_back() -> Re
             .await?;
         first.process.signal(Signal::SIGCONT);
         first.says("starts anew").await?;
+        let metrics = first.ask("GET", "/metrics").await?.1;
+        ensure!(!metrics.contains("aggregator_retries_total 0"), "{metrics}");
+        ensure!(metrics.contains("aggregator_retries_total "), "{metrics}");
         first
             .says("standby: another aggregator holds the lock")
             .await?;

@@ -1,8 +1,8 @@
 //! A source whose events stop in the middle of a checkpoint: a partition is held back.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use kafka::producer::Producer;
 use kafka::topic;
 use serde_json::json;
@@ -78,6 +78,13 @@ async fn a_source_that_stalls_within_a_checkpoint_holds_the_others_up_once() -> 
     let metrics = aggregator.ask("GET", "/metrics").await?.1;
     let gauge = r#"aggregator_stalled{source="sales"}"#;
     ensure!(metrics.contains(&format!("{gauge} 1")), "{metrics}");
+    let undone = r#"aggregator_steps_undone_total{source="sales",reason="stalled"} 1"#;
+    ensure!(metrics.contains(undone), "{metrics}");
+    let made = "aggregator_view_transaction_timestamp_seconds ";
+    let made = metrics.lines().find_map(|line| line.strip_prefix(made));
+    let made: f64 = made.context("not said")?.parse()?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64();
+    ensure!((0.0..10.0).contains(&(now - made)), "{made} at {now}");
 
     other.abort().await?;
     place.caught_up(&[&aggregator]).await?;

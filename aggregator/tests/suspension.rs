@@ -230,6 +230,41 @@ async fn a_table_that_floods_again_stays_suspended_and_a_rebuild_ends_it_once_it
     unified_tables_equal_joins(&database, &aggregator::SOURCES).await
 }
 
+/// What a source's tables are no input of is not computed when they are brought to their copies.
+#[tokio::test]
+async fn fed_tables_alone_are_computed() -> Result<()> {
+    let database = Database::new().await?;
+    let (mut view, mut shop) = flooded(&database).await?;
+    mend(&mut shop);
+    apply(&mut view, &mut shop, "sales").await?;
+    let damage = "UPDATE public.transactions SET amount = 77;
+        UPDATE public.products SET units_sold = 77";
+    database.client.batch_execute(damage).await?;
+    ensure!(view.begin_resumption(lines()?).await?);
+    for id in [1, 101, 102, 103, 104] {
+        shop.sales.read_again(LINE, id);
+    }
+    let seen = view.standing("sales").seen;
+    ensure!(view.cover_resumption(lines()?, seen).await?);
+    apply(&mut view, &mut shop, "sales").await?;
+    let damaged = "SELECT (SELECT count(*) FROM public.transactions WHERE amount = 77),
+        (SELECT count(*) FROM public.products WHERE units_sold = 77)";
+    let of_both = async || -> Result<(i64, i64)> {
+        let row = database.client.query_one(damaged, &[]).await?;
+        Ok((row.get(0), row.get(1)))
+    };
+    assert_eq!(of_both().await?, (1, 0));
+    // Likewise a rebuild; the payments' own mends them.
+    for (source, left) in [("sales", 1), ("accounting", 0)] {
+        shop.source(source).checkpoint();
+        view.begin_rebuild(source, Default::default()).await?;
+        let part = shop.source(source).part(&Default::default());
+        view.finish_rebuild(part).await?;
+        assert_eq!(of_both().await?, (left, 0), "{source}");
+    }
+    unified_tables_equal_joins(&database, &aggregator::SOURCES).await
+}
+
 /// The process, with a broker: suspended over a kill, asked by its admin port, mended.
 #[tokio::test]
 async fn a_process_keeps_a_table_suspended_until_its_re_read_is_covered() -> Result<()> {

@@ -231,6 +231,14 @@ impl Follower {
         Ok(Some((found.offset, found.time_ms, found.record)))
     }
 
+    /// Offsets of the checkpoint that is being read, of all partitions together: how far
+    /// [`Standing::offsets`] has to come. None: none is.
+    #[must_use]
+    pub fn offsets_wanted(&self) -> Option<i64> {
+        let reading = self.reading.as_ref()?;
+        Some(reading.targets.iter().map(|target| target.end).sum())
+    }
+
     fn is_young(&self, found: &Found, now_ms: i64) -> bool {
         now_ms - found.time_ms < self.lateness_max_ms / 2 || !service::fault::in_force("age_rule")
     }

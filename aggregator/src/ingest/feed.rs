@@ -1,6 +1,8 @@
 //! What the sources' followers give, queued for the one applier.
 
 use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -68,6 +70,8 @@ struct Feed {
     /// Taken out of the queue to look at, and put back.
     head: Option<Item>,
     queue: mpsc::Receiver<Item>,
+    /// Offsets of the checkpoint that is being read; 0: not known.
+    wanted: Arc<AtomicI64>,
     task: JoinHandle<()>,
 }
 
@@ -96,9 +100,11 @@ impl Feed {
     ) -> Self {
         let (sender, queue) = mpsc::channel(options.apply.queue_steps_max);
         let (own, name) = (options.clone(), source.to_owned());
+        let wanted = Arc::new(AtomicI64::new(0));
+        let told = Arc::clone(&wanted);
         let task = tokio::spawn(async move {
             tokio::time::sleep(wait).await;
-            if let Err(error) = follow(&own, &name, purpose, standing, &sender).await {
+            if let Err(error) = follow(&own, &name, purpose, standing, &sender, &told).await {
                 // The applier may be gone; then nobody needs to know.
                 let _ = sender.send(Item::Failed(error)).await;
             }
@@ -108,6 +114,7 @@ impl Feed {
             purpose,
             head: None,
             queue,
+            wanted,
             task,
         }
     }
@@ -138,6 +145,13 @@ impl Feeds {
     /// Follows a source no more for this purpose; what was queued is dropped.
     pub(crate) fn stop(&mut self, source: &str, purpose: Purpose) {
         self.feeds.retain(|feed| !feed.is(source, purpose));
+    }
+
+    /// How many offsets the checkpoint has that this source is read up to now, once that is known.
+    pub(crate) fn offsets_wanted(&self, source: &str, purpose: Purpose) -> Option<i64> {
+        let mut feeds = self.feeds.iter();
+        let feed = feeds.find(|feed| feed.is(source, purpose))?;
+        Some(feed.wanted.load(Ordering::Relaxed)).filter(|wanted| *wanted > 0)
     }
 
     /// The next item of any source; none where a task ended without a word.
@@ -248,6 +262,7 @@ async fn follow(
     purpose: Purpose,
     standing: Standing,
     items: &mpsc::Sender<Item>,
+    wanted_offsets: &AtomicI64,
 ) -> Result<(), FollowerError> {
     let follower_options = FollowerOptions {
         step_events_max: options.apply.step_events_max,
@@ -274,6 +289,9 @@ async fn follow(
             service::fault::point("aggregator.before_rebuilt").await;
         }
         let is_step = matches!(item, Item::Events(..));
+        if let Some(wanted) = follower.offsets_wanted() {
+            wanted_offsets.store(wanted, Ordering::Relaxed);
+        }
         if items.send(item).await.is_err() || last {
             return Ok(());
         }

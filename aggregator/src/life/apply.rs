@@ -3,11 +3,13 @@
 use std::time::{Duration, Instant};
 
 use kafka::Offsets;
+use metrics::counter;
 use service::fault;
 
 use super::{Applier, count};
 use crate::failure::Failure;
 use crate::ingest::{Change, Item, Purpose};
+use crate::telemetry;
 use crate::view::Part;
 
 impl Applier {
@@ -117,16 +119,16 @@ impl Applier {
                 }
                 Ok(Some(Item::Runs)) => {}
                 Ok(Some(Item::TooOld)) => {
-                    self.view.undo().await?;
+                    self.undo(source, "too_old").await?;
                     return Ok(None);
                 }
                 Ok(Some(Item::Behind)) => {
-                    self.view.undo().await?;
+                    self.undo(source, "behind").await?;
                     self.behind(source).await?;
                     return Ok(None);
                 }
                 Ok(Some(Item::Failed(error))) => {
-                    self.view.undo().await?;
+                    self.undo(source, "failed").await?;
                     self.failed(source, Purpose::Serve, &error);
                     return Ok(None);
                 }
@@ -142,11 +144,18 @@ impl Applier {
                         source,
                         "{source} stalled within a checkpoint for {silent_ms} ms: undoes it"
                     );
-                    self.view.undo().await?;
+                    self.undo(source, "stalled").await?;
                     self.stalls(source);
                     return Ok(None);
                 }
             }
         }
+    }
+
+    /// Undoes the open view transaction for the sake of a source.
+    async fn undo(&mut self, source: &str, reason: &'static str) -> Result<(), Failure> {
+        let source = source.to_owned();
+        counter!(telemetry::STEPS_UNDONE, "source" => source, "reason" => reason).increment(1);
+        self.view.undo().await
     }
 }

@@ -1,15 +1,18 @@
 //! Rebuilds, as the applier sees them: a second follower a source, from the first record on,
 //! whose events fill what is not served yet.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use kafka::follower::Standing;
+use metrics::gauge;
 use service::fault;
 
 use super::{Applier, moved_on, now_ms};
 use crate::control::{self, Refused, Status};
 use crate::failure::Failure;
 use crate::ingest::{Item, Purpose};
+use crate::telemetry;
 use crate::view::Part;
 
 impl Applier {
@@ -129,6 +132,30 @@ impl Applier {
         Ok(())
     }
 
+    /// How far the source's rebuild is, if one is under way.
+    fn progress(&self, source: &str) -> Option<control::Rebuild> {
+        let standing = self.view.rebuilds().get(source)?;
+        let read = standing.offsets.values().flat_map(BTreeMap::values).sum();
+        Some(control::Rebuild {
+            events: self.rebuilt_events.get(source).copied().unwrap_or(0),
+            offsets_read: read,
+            offsets: self.feeds.offsets_wanted(source, Purpose::Rebuild),
+        })
+    }
+
+    /// Says in the metrics how far rebuilds are.
+    pub(super) fn say_progress(&self) {
+        for source in &self.sources {
+            let progress = self.progress(source);
+            let read = progress.as_ref().map_or(0, |rebuild| rebuild.offsets_read);
+            let all = progress.and_then(|rebuild| rebuild.offsets).unwrap_or(0);
+            #[expect(clippy::cast_precision_loss, reason = "gauges")]
+            let (read, all) = (read as f64, all as f64);
+            gauge!(telemetry::REBUILD_READ, "source" => source.clone()).set(read);
+            gauge!(telemetry::REBUILD_OFFSETS, "source" => source.clone()).set(all);
+        }
+    }
+
     fn loaded(&mut self, source: &str, events: usize) {
         *self.rebuilt_events.entry(source.to_owned()).or_default() += events as u64;
     }
@@ -151,13 +178,7 @@ impl Applier {
             position: self.view.position(source).map(|at| at.to_string()),
             follows: self.running.contains(source),
             is_stalled: self.is_stalled(source),
-            rebuild: self
-                .view
-                .rebuilds()
-                .contains_key(source)
-                .then(|| control::Rebuild {
-                    events: self.rebuilt_events.get(source).copied().unwrap_or(0),
-                }),
+            rebuild: self.progress(source),
             suspended: self.suspended_of(source),
         });
         Status {

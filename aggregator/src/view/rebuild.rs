@@ -2,8 +2,8 @@
 //!
 //! The events fill a second copy of the source's mirrors, in transactions of their own. At a
 //! checkpoint that is not behind the served position, one view transaction brings the mirrors to
-//! the copy and every unified row to the mirrors. Rows that were right are not touched: what
-//! readers and subscribers see of a rebuild is what was wrong before.
+//! the copy, and every unified row that follows from them to the mirrors. Rows that were right are
+//! not touched: what readers and subscribers see of a rebuild is what was wrong before.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use kafka::Position;
 use kafka::follower::Standing;
 use tokio_postgres::{Client, Error};
 
-use super::statements::{SETTINGS_FOR_ALL, Statements};
+use super::statements::SETTINGS_FOR_ALL;
 use super::touched::Touched;
 use super::{Part, View};
 use crate::failure::Failure;
@@ -86,13 +86,12 @@ impl View {
         let Part { moved, changes } = part;
         let source = moved.source.clone();
         self.fill(&source, changes).await?;
-        let revision = self.fence.next().to_string();
         let client = &self.session.client;
         let doing = Failure::database("serve what was rebuilt");
         let served = async {
             client.batch_execute(SETTINGS_FOR_ALL).await?;
             let mirror_rows = swap(client, &source, &self.rebuilt.suspended).await?;
-            let unified_rows = Statements::compute_all(client, &self.known, &revision).await?;
+            let unified_rows = self.compute_fed(of(&source)).await?;
             empty(client, &source).await?;
             Ok(Differences {
                 mirror_rows,

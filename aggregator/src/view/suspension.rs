@@ -165,9 +165,8 @@ impl View {
     /// Says in `public.positions` which unified tables are degraded by suspended tables of a source.
     pub(super) async fn tell_degraded(&self, source: &str) -> Result<(), Failure> {
         let suspended = self.served.suspended.iter();
-        let tables: Vec<_> = suspended.filter(|table| table.source == source).collect();
-        let degraded: BTreeSet<_> = tables.into_iter().flat_map(|table| fed_by(table)).collect();
-        let degraded: Vec<_> = degraded.into_iter().collect();
+        let tables = suspended.filter(|table| table.source == source).copied();
+        let degraded: Vec<_> = degraded_by(tables).into_iter().collect();
         let sql = "UPDATE public.positions SET degraded = $2 WHERE source = $1 AND degraded <> $2";
         let told = self
             .session
@@ -195,8 +194,8 @@ impl View {
         Ok(others)
     }
 
-    /// Ends the resumptions that these checkpoints cover, in the open view transaction; whether the
-    /// unified rows were computed for that, all of them.
+    /// Ends the resumptions that these checkpoints cover, in the open view transaction; whether
+    /// unified rows were computed for that, all of those that the tables are an input of.
     pub(super) async fn end_resumptions(&mut self, moves: &[Moved]) -> Result<bool, Failure> {
         let covered = self.resumptions.iter().filter(|(table, covered_by)| {
             // Not the design: as if the next checkpoint covered all of it.
@@ -214,11 +213,25 @@ impl View {
         if covered.is_empty() {
             return Ok(false);
         }
-        let revision = self.fence.next().to_string();
-        Statements::compute_all(&self.session.client, &self.known, &revision)
+        self.compute_fed(covered)
             .await
             .map_err(Failure::database("compute the unified tables"))?;
         Ok(true)
+    }
+
+    /// Computes all rows of the unified tables that these mirrors are an input of; how many differed.
+    pub(super) async fn compute_fed<'a>(
+        &self,
+        tables: impl IntoIterator<Item = &'a Table>,
+    ) -> Result<u64, Error> {
+        // Not the design: what nothing of this source can have changed as well.
+        let fed = if fault::in_force("fed_tables_alone") {
+            fed_by(tables)
+        } else {
+            RESOURCES.to_vec()
+        };
+        let revision = self.fence.next().to_string();
+        Statements::compute(&self.session.client, &self.known, &revision, &fed).await
     }
 
     /// Brings the mirror to its copy, unless the copy flooded as well: then it stays suspended.
@@ -328,8 +341,9 @@ fn suspend_sql(side: Side) -> String {
     )
 }
 
-/// The unified tables that rows of this mirror are an input of, without their schema.
-fn fed_by(table: &Table) -> impl Iterator<Item = &'static str> {
+/// The unified tables and private totals that rows of these mirrors are an input of, in the order in
+/// which they are computed.
+fn fed_by<'a>(tables: impl IntoIterator<Item = &'a Table>) -> Vec<&'static Resource> {
     fn is_fed(resource: &Resource, table: &Table) -> bool {
         match &resource.kept {
             Kept::Rows(rows) => {
@@ -342,13 +356,23 @@ fn fed_by(table: &Table) -> impl Iterator<Item = &'static str> {
             },
         }
     }
-    let fed = RESOURCES.into_iter();
-    let fed = fed.filter(|resource| !resource.is_private() && is_fed(resource, table));
-    // Any rule may look at it.
-    fed.map(Resource::name)
-        .chain([super::discrepancies::DISCREPANCIES.name()])
-        .collect::<Vec<_>>()
+    let tables: Vec<_> = tables.into_iter().collect();
+    RESOURCES
         .into_iter()
+        .filter(|resource| tables.iter().any(|table| is_fed(resource, table)))
+        .collect()
+}
+
+/// Those that readers see, without their schema; any rule of discrepancies may look at a row.
+fn degraded_by<'a>(tables: impl IntoIterator<Item = &'a Table>) -> BTreeSet<&'static str> {
+    let mut names = BTreeSet::new();
+    for resource in fed_by(tables) {
+        names.insert(super::discrepancies::DISCREPANCIES.name());
+        if !resource.is_private() {
+            names.insert(resource.name());
+        }
+    }
+    names
 }
 
 /// Brings a mirror to its second copy; how many rows differed.
