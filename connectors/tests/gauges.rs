@@ -70,7 +70,7 @@ async fn a_connector_that_never_got_a_record_says_how_long_it_has_had_none() -> 
     let rig = Rig::new(&[ITEM], DDL).await?;
     let nobody = fixtures::place::free_port()?;
     let connector = rig.connector().through(nobody).start()?;
-    connector.logged("trying again").await?;
+    connector.logged("admin port listens").await?;
     until(&connector, "connector_lag_ms", |lag| lag > 2000.0).await?;
     assert_eq!(connector.metric("connector_whole").await?, None);
     Ok(())
