@@ -225,15 +225,23 @@ impl<'a> Reader<'a> {
         let lines = self.work.session.copy(DOING, sql).await?;
         pin_mut!(lines);
         let (mut last, timeout) = (None, self.work.session.answer_max());
+        // Looked at where time may have passed, not for each row.
+        let mut look = false;
         let copied = loop {
-            if last.is_some() && self.work.bounds.is_far_over(self.bytes, self.begun) {
+            if std::mem::take(&mut look)
+                && last.is_some()
+                && self.work.bounds.is_far_over(self.bytes, self.begun)
+            {
                 self.stopped = true;
                 break self.work.session.stop(DOING, lines).await;
             }
             let line = match lines.next().now_or_never() {
                 Some(line) => line,
                 None => match tokio::time::timeout(timeout, lines.next()).await {
-                    Ok(line) => line,
+                    Ok(line) => {
+                        look = true;
+                        line
+                    }
                     Err(_) => {
                         break Err(SourceError::Timeout {
                             doing: DOING,
@@ -252,6 +260,7 @@ impl<'a> Reader<'a> {
                     last = Some(line);
                     if self.batch.bytes.len() >= BATCH_BYTES || !self.batch.undecodable.is_empty() {
                         self.hand_over().await?;
+                        look = true;
                     }
                 }
                 Some(Err(source)) => {
