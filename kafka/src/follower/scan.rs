@@ -59,11 +59,12 @@ impl TopicScan {
         let reader = match &mut self.reader {
             Some(reader) => reader,
             closed => {
+                let (topic, partition) = (&self.topic, self.partition);
+                // Asked first also because librdkafka looks for a partition whose leader it does
+                // not know once a second only.
+                let (_, stable) = self.consumer.bounds(topic, partition).await?;
                 let next = (self.next > 0).then_some(self.next);
-                closed.insert(
-                    self.consumer
-                        .open_one(&self.topic, self.partition, next, 0)?,
-                )
+                closed.insert(self.consumer.open_one(topic, partition, next, stable)?)
             }
         };
         while batch.len() < max {
