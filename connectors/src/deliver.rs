@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use kafka::event::Op;
 use kafka::producer::{Producer, ProducerError};
 use kafka::{Checkpoint, Offsets};
-use metrics::{counter, histogram};
+use metrics::{Counter, counter, histogram};
 use service::fault;
 
 use crate::captured::Captured;
@@ -23,6 +23,7 @@ pub(crate) struct Delivery {
     /// Table and reason of each change that went to quarantine since the last record was committed.
     quarantined: Vec<(String, &'static str)>,
     tallies: Tallies,
+    events: Counter,
     /// When the open transaction's first event was sent.
     began: Option<Instant>,
     /// What takes the events in Kafka's place.
@@ -42,6 +43,7 @@ impl Delivery {
             quarantine_topic,
             quarantined: Vec::new(),
             tallies: Tallies::default(),
+            events: counter!(names::EVENTS),
             began: None,
             #[cfg(feature = "bench")]
             null_sink: crate::bench::null_sink(),
@@ -89,11 +91,11 @@ impl Delivery {
         #[cfg(feature = "bench")]
         if let Some(sink) = &mut self.null_sink {
             sink.take(key, value);
-            counter!(names::EVENTS).increment(1);
+            self.events.increment(1);
             return Ok(());
         }
         self.producer.send(topic, key, value, headers).await?;
-        counter!(names::EVENTS).increment(1);
+        self.events.increment(1);
         fault::point("connector.after_send").await;
         Ok(())
     }

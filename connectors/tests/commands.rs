@@ -344,6 +344,26 @@ async fn only_the_leader_takes_commands_and_only_from_this_machine() -> Result<(
     Ok(())
 }
 
+/// Who waits for a connector that is not started again is told so, and not left waiting.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_connector_that_is_gone_is_told() -> Result<()> {
+    let rig = rig().await?;
+    let connector = streaming(&rig).await?;
+    let slow = ["read", "--table", ITEM, "--rows-per-second", "1", "--wait"];
+    let begun = async {
+        connector.logged("is asked for").await?;
+        connector.kill().await;
+        Ok(())
+    };
+    let (ended, ()) = tokio::try_join!(connector.command(&slow), begun)?;
+    let (code, output) = ended;
+    ensure!(
+        code == Some(1) && output.contains("no connector answers"),
+        "{code:?}: {output}"
+    );
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn status_is_told_to_people_and_to_programs() -> Result<()> {
     let rig = rig().await?;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::Value;
+use tokio::time::Instant;
 
 use super::{EpochEnds, ReadAccepted, ReadOrder, show};
 use crate::config::ConnectorConfig;
@@ -14,6 +15,8 @@ use crate::config::ConnectorConfig;
 const ANSWER_MAX: Duration = Duration::from_secs(35);
 /// Between two looks at how far a read is.
 const LOOK: Duration = Duration::from_millis(500);
+/// For a connector that does not answer while it is waited for: time to be started again.
+const AWAY_MAX: Duration = Duration::from_secs(30);
 
 /// What to read again.
 #[derive(Debug, Clone, Args)]
@@ -146,19 +149,14 @@ async fn begin_epoch(config: &ConnectorConfig) -> Result<(), CliError> {
     let EpochEnds { epoch: last } = serde_json::from_value(answer)
         .map_err(|error| CliError::Strange(address, error.to_string()))?;
     println!("epoch {last} ends");
+    let mut looks = Looks::default();
     loop {
-        tokio::time::sleep(LOOK).await;
-        match look(config).await {
-            Ok(status) => {
-                if let Some(epoch) = status["epoch"].as_u64().filter(|epoch| *epoch > last) {
-                    println!(
-                        "epoch {epoch} has begun: all tables are read, `connector status` tells how far it is"
-                    );
-                    return Ok(());
-                }
-            }
-            Err(CliError::Unreachable(..)) => {}
-            Err(error) => return Err(error),
+        let status = looks.next(config).await?;
+        if let Some(epoch) = status["epoch"].as_u64().filter(|epoch| *epoch > last) {
+            println!(
+                "epoch {epoch} has begun: all tables are read, `connector status` tells how far it is"
+            );
+            return Ok(());
         }
     }
 }
@@ -166,14 +164,13 @@ async fn begin_epoch(config: &ConnectorConfig) -> Result<(), CliError> {
 /// Waits for the end of a read, through restarts of the connector.
 async fn until_complete(config: &ConnectorConfig, read: &ReadAccepted) -> Result<(), CliError> {
     let mut said = String::new();
+    let mut looks = Looks::default();
     loop {
-        tokio::time::sleep(LOOK).await;
-        let status = match look(config).await {
-            Ok(status) if !status["epoch"].is_null() => status,
+        let status = looks.next(config).await?;
+        if status["epoch"].is_null() {
             // It starts again; the read stands in the checkpoint.
-            Ok(_) | Err(CliError::Unreachable(..)) => continue,
-            Err(error) => return Err(error),
-        };
+            continue;
+        }
         let mut failed = status["failed_requests"].as_array().into_iter().flatten();
         if let Some(failed) = failed.find(|failed| failed["id"] == read.id) {
             let reason = failed["reason"].as_str().unwrap_or_default().to_owned();
@@ -190,6 +187,29 @@ async fn until_complete(config: &ConnectorConfig, read: &ReadAccepted) -> Result
                 if how != said {
                     println!("{how}");
                     said = how;
+                }
+            }
+        }
+    }
+}
+
+/// Looks at a connector that may be started again meanwhile.
+#[derive(Debug, Default)]
+struct Looks {
+    away_since: Option<Instant>,
+}
+
+impl Looks {
+    /// The next status; fails where the connector has not answered for too long.
+    async fn next(&mut self, config: &ConnectorConfig) -> Result<Value, CliError> {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            match look(config).await {
+                Err(CliError::Unreachable(..))
+                    if self.away_since.get_or_insert_with(Instant::now).elapsed() < AWAY_MAX => {}
+                other => {
+                    self.away_since = None;
+                    return other;
                 }
             }
         }

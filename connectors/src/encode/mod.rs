@@ -46,5 +46,16 @@ impl EncodeError {
 
 /// Writes a JSON string.
 pub(crate) fn write_string(out: &mut Vec<u8>, text: &str) {
+    // Most need no escapes. Looked at without a way out, which the compiler makes many bytes at once of.
+    let escapes = text.bytes().fold(false, |escapes, byte| {
+        escapes | (byte < 0x20) | (byte == b'"') | (byte == b'\\')
+    });
+    if !escapes {
+        out.reserve(text.len() + 2);
+        out.push(b'"');
+        out.extend_from_slice(text.as_bytes());
+        out.push(b'"');
+        return;
+    }
     serde_json::to_writer(out, text).expect("a string is always JSON, and a Vec takes any bytes");
 }

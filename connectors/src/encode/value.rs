@@ -101,9 +101,15 @@ pub fn write_text(out: &mut Vec<u8>, kind: Kind, text: &str) {
         Kind::TimestampMillis => {
             time::timestamp_us(text).map(|us| number(out, us.div_euclid(1000)))
         }
-        Kind::TimestampTz => time::timestamp_us(text)
-            .and_then(time::iso_text)
-            .map(|iso| write_string(out, &iso)),
+        Kind::TimestampTz => time::timestamp_us(text).and_then(|us| {
+            let begin = out.len();
+            out.push(b'"');
+            let written = time::push_iso(out, us).map(|()| out.push(b'"'));
+            if written.is_none() {
+                out.truncate(begin);
+            }
+            written
+        }),
         Kind::Bytes => unhex(text).map(|raw| write_string(out, &BASE64.encode(raw))),
         Kind::Numeric | Kind::Uuid | Kind::Text | Kind::Other => None,
     };
