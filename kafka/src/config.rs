@@ -44,6 +44,13 @@ pub struct KafkaConfig {
     #[serde(default = "send_queue_kib")]
     #[garde(range(min = 64, max = 1_048_576))]
     pub send_queue_kib: u32,
+    /// Requests with events that are on their way to one broker at once. With 1, whatever comes
+    /// meanwhile goes together, which costs connector and broker least. More help where the broker
+    /// is far (milliseconds) and transactions touch many partitions: each has a request of its own.
+    /// Default 1.
+    #[serde(default = "requests_in_flight_max")]
+    #[garde(range(min = 1, max = 5))]
+    pub requests_in_flight_max: u32,
     /// A record of Kafka, key, value and headers, has so many bytes at most, and topics take as much:
     /// a larger event goes to quarantine. Default 16 MiB.
     #[serde(default = "record_bytes_max")]
@@ -152,6 +159,7 @@ impl KafkaConfig {
             transaction_timeout_ms: transaction_timeout_ms(),
             lateness_max_ms: lateness_max_ms(),
             send_queue_kib: send_queue_kib(),
+            requests_in_flight_max: requests_in_flight_max(),
             record_bytes_max: record_bytes_max(),
             fetch_queue_kib: fetch_queue_kib(),
             request_timeout_ms: request_timeout_ms(),
@@ -185,6 +193,10 @@ fn lateness_max_ms() -> i64 {
 
 fn send_queue_kib() -> u32 {
     32_768
+}
+
+fn requests_in_flight_max() -> u32 {
+    1
 }
 
 fn record_bytes_max() -> u32 {

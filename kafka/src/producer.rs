@@ -191,8 +191,12 @@ impl Producer {
             )
             .set("acks", "all")
             .set("enable.idempotence", "true")
-            // An event waits for nobody: batches form by themselves while requests are away.
+            // An event waits for nobody: batches form by themselves while a request is away.
             .set("linger.ms", "0")
+            .set(
+                "max.in.flight.requests.per.connection",
+                config.requests_in_flight_max.to_string(),
+            )
             .set("retry.backoff.ms", "20")
             // As Java's clients choose it.
             .set("partitioner", "murmur2_random")
