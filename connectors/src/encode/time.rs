@@ -26,32 +26,15 @@ pub(super) fn timestamp_us(text: &str) -> Option<i64> {
 
 /// A `date` as PostgreSQL takes it, for [`date_days`].
 pub(super) fn date_text(days: i64) -> Option<String> {
-    let (year, month, day) = civil(days)?;
-    let mut text = Vec::with_capacity(16);
-    push_date(
-        &mut text,
-        if year <= 0 { 1 - year } else { year },
-        month,
-        day,
-    );
-    push_era(&mut text, year);
-    String::from_utf8(text).ok()
+    with_era(days, |_| {})
 }
 
 /// A `timestamp` as PostgreSQL takes it, for [`timestamp_us`].
 pub(super) fn timestamp_text(us: i64) -> Option<String> {
-    let (year, month, day) = civil(us.div_euclid(DAY_US))?;
-    let mut text = Vec::with_capacity(32);
-    push_date(
-        &mut text,
-        if year <= 0 { 1 - year } else { year },
-        month,
-        day,
-    );
-    text.push(b' ');
-    push_time(&mut text, us.rem_euclid(DAY_US));
-    push_era(&mut text, year);
-    String::from_utf8(text).ok()
+    with_era(us.div_euclid(DAY_US), |text| {
+        text.push(b' ');
+        push_time(text, us.rem_euclid(DAY_US));
+    })
 }
 
 /// RFC 3339 in UTC with microseconds; beyond its years ISO 8601's signed ones, as Java's.
@@ -179,10 +162,21 @@ fn push_time(out: &mut Vec<u8>, us: i64) {
     push_digits::<6>(out, us % 1_000_000);
 }
 
-fn push_era(out: &mut Vec<u8>, year: i64) {
+/// As PostgreSQL writes a day, with what follows it before the era.
+fn with_era(days: i64, rest: impl FnOnce(&mut Vec<u8>)) -> Option<String> {
+    let (year, month, day) = civil(days)?;
+    let mut text = Vec::with_capacity(32);
+    push_date(
+        &mut text,
+        if year <= 0 { 1 - year } else { year },
+        month,
+        day,
+    );
+    rest(&mut text);
     if year <= 0 {
-        out.extend_from_slice(b" BC");
+        text.extend_from_slice(b" BC");
     }
+    String::from_utf8(text).ok()
 }
 
 /// At least `WIDTH` digits. By hand, because a table read spends a sixth of its time in the

@@ -39,8 +39,8 @@ enum Outcome {
     Reader(Box<Reader>),
 }
 
-/// What is counted of those who read what they wrote.
-const OWN_WRITES: &str = "own writes read";
+/// What happened less often than this in a run was not tried.
+const ENOUGH: u64 = 10;
 
 /// Faults of a run that says nothing else.
 const FAULTS: usize = 18;
@@ -175,9 +175,7 @@ async fn run(
         match outcome {
             Outcome::Count(what, count) => {
                 println!("{what}: {count}");
-                // One that waits until a write is seen gets through once a fault or so.
-                let least = if what == OWN_WRITES { 3 } else { 10 };
-                ensure!(count >= least || !whole, "{what} {count} times is no test");
+                ensure!(count >= ENOUGH || !whole, "{what} {count} times is no test");
             }
             Outcome::Reader(reader) => ended(stack, &oracle, *reader, whole).await?,
         }
@@ -290,7 +288,7 @@ fn watch(tasks: &Tasks, stack: &Arc<Stack>, guarded: &Arc<Guarded>) {
         let (of, until) = (stack.clone(), stop.clone());
         tasks.spawn(async move {
             let count = watchers::read_own_writes(&of, system, &until).await?;
-            Ok(Outcome::Count(OWN_WRITES, count))
+            Ok(Outcome::Count("own writes read", count))
         });
     }
 }
