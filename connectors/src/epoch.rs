@@ -6,6 +6,7 @@ use service::fault::in_force;
 
 use crate::progress::Identity;
 use crate::replication::TimelineSwitch;
+use crate::slot::GivenUp;
 
 /// The slot as `pg_replication_slots` shows it while we hold it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +32,8 @@ pub enum NewEpoch {
     NoCheckpoint,
     #[error("the slot is gone or was invalidated")]
     NoSlot,
+    #[error("the slot {0}")]
+    GivenUp(GivenUp),
     #[error("the source is another cluster: system identifier {now} instead of {then}")]
     OtherSystem { then: String, now: String },
     #[error("the source's timeline {now} does not contain {reach} of timeline {then}")]

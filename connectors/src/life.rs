@@ -25,12 +25,12 @@ use crate::captured::Captured;
 use crate::command::Orders;
 use crate::config::{ConnectorConfig, split_qualified};
 use crate::deliver::Delivery;
-use crate::epoch::{self, Server};
+use crate::epoch::{self, NewEpoch, Server};
 use crate::error::LifeError;
 use crate::progress::Progress;
 use crate::readable::{self, Readable};
 use crate::replication::{Feedback, ReplicationClient, ReplicationStream};
-use crate::slot;
+use crate::slot::{self, GivenUp};
 use crate::snapshot::holes::Holes;
 use crate::snapshot::readers::Readers;
 use crate::snapshot::reconcile::Scan;
@@ -168,7 +168,7 @@ pub(crate) async fn live(
         error = guard => Err(error),
     };
     if let Err(LifeError::SlotGivenUp { slot, .. }) = &ended {
-        slot::give_up(slot, &hold).await?;
+        slot::give_up(slot, GivenUp::TooMuch, &hold, status).await?;
     }
     ended
 }
@@ -224,6 +224,10 @@ impl<'a> Life<'a> {
                 (progress, taken.stream, false)
             }
             Err(reason) => {
+                let reason = match status.given_up() {
+                    Some(why) if matches!(reason, NewEpoch::NoSlot) => NewEpoch::GivenUp(why),
+                    _ => reason,
+                };
                 tracing::warn!(%reason, "a new epoch begins: {reason}");
                 motion.begin(Activity::MakingSlot);
                 fault::point("connector.begin_epoch").await;
@@ -236,6 +240,7 @@ impl<'a> Life<'a> {
                 let (progress, stream) = beginning
                     .begin_epoch(config, &replication, taken.stream)
                     .await?;
+                status.slot_given_up(None);
                 (progress, Some(stream), true)
             }
         };

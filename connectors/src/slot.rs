@@ -47,7 +47,10 @@ pub(crate) async fn guard(
             SlotNow::Absent
                 if status.knows_a_slot() && !status.motion().is_in(Activity::MakingSlot) =>
             {
-                lost(postgres, status, "is gone");
+                match status.given_up() {
+                    Some(why) => lost(postgres, status, &why.to_string()),
+                    None => lost(postgres, status, "is gone"),
+                }
             }
             SlotNow::Absent => {}
         }
@@ -116,15 +119,44 @@ fn lost(postgres: &PostgresConfig, status: &StatusBoard, how: &str) {
         lost: Some(sentence.clone()),
         ..SlotStatus::default()
     });
-    status.concern(Concern::SlotLost, Some(Worry::grave(sentence)));
+    let worry = Worry {
+        sentence,
+        // What was asked for is nobody's to mend.
+        grave: status.given_up() != Some(GivenUp::Asked),
+    };
+    status.concern(Concern::SlotLost, Some(worry));
     status.concern_forgotten(Concern::SlotWal);
 }
 
+/// Why a slot is dropped by who has it. The message goes on from the slot's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum GivenUp {
+    #[error("was given up by command")]
+    Asked,
+    #[error("was given up because it kept too much")]
+    TooMuch,
+}
+
 /// Drops the slot, whoever of our role streams from it, while the lock is still held.
-pub(crate) async fn give_up(slot: &str, hold: &Hold) -> Result<(), LifeError> {
-    counter!(names::SLOTS_GIVEN_UP).increment(1);
-    hold.drop_slot(slot).await?;
-    tracing::error!(slot, "the replication slot {slot} is given up");
+pub(crate) async fn give_up(
+    slot: &str,
+    why: GivenUp,
+    hold: &Hold,
+    status: &StatusBoard,
+) -> Result<(), LifeError> {
+    // Before it is gone: the next look says why.
+    status.slot_given_up(Some(why));
+    if let Err(error) = hold.drop_slot(slot).await {
+        status.slot_given_up(None);
+        return Err(error.into());
+    }
+    match why {
+        GivenUp::Asked => tracing::info!(slot, "the replication slot {slot} {why}"),
+        GivenUp::TooMuch => {
+            counter!(names::SLOTS_GIVEN_UP).increment(1);
+            tracing::error!(slot, "the replication slot {slot} {why}");
+        }
+    }
     Ok(())
 }
 

@@ -19,6 +19,7 @@ mod reads;
 
 use crate::command::Commands;
 use crate::encode::envelope::now_us;
+use crate::slot::GivenUp;
 use crate::snapshot::waits::ReadsWait;
 use crate::watch::Motion;
 use concern::Concerns;
@@ -136,6 +137,8 @@ struct Said {
     stall: Option<String>,
     concerns: Concerns,
     reads_wait: Option<ReadsWait>,
+    /// Why this process dropped the slot, until it has made another.
+    given_up: Option<GivenUp>,
     /// Since when this one answers for the topics: its start, or the end of another's lead.
     answers_since_us: i64,
 }
@@ -148,6 +151,7 @@ impl Said {
             stall: None,
             concerns: Concerns::default(),
             reads_wait: None,
+            given_up: None,
             answers_since_us: now_us(),
         }
     }
@@ -293,6 +297,7 @@ impl StatusBoard {
     fn stand_by(&self, said: &mut Said) {
         said.concerns.forget(Concern::SlotWal);
         said.concerns.forget(Concern::SlotLost);
+        said.given_up = None;
         let mut status = self.status.write().unwrap_or_else(PoisonError::into_inner);
         reads::stand_by(status.tables.keys());
         let fresh = Status::new(status.source.clone());
@@ -353,6 +358,18 @@ impl StatusBoard {
     pub(crate) fn slot(&self, slot: SlotStatus) {
         let mut status = self.status.write().unwrap_or_else(PoisonError::into_inner);
         status.slot = Some(slot);
+    }
+
+    /// The slot is dropped by this process, or there is another.
+    pub(crate) fn slot_given_up(&self, why: Option<GivenUp>) {
+        let mut said = self.said.write().unwrap_or_else(PoisonError::into_inner);
+        said.given_up = why;
+    }
+
+    /// Why this process dropped the slot that is gone.
+    pub(crate) fn given_up(&self) -> Option<GivenUp> {
+        let said = self.said.read().unwrap_or_else(PoisonError::into_inner);
+        said.given_up
     }
 
     /// Has a slot been seen, by this life or one before?

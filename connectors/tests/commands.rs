@@ -411,6 +411,20 @@ async fn an_epoch_by_command_reads_everything_and_deletes_what_is_gone() -> Resu
         .await?;
     equals_source(&rig, &mut journal, &[ITEM]).await?;
     ensure!(!ids(&journal).contains(&3));
+    let log = connector.log();
+    ensure!(
+        log.contains("a new epoch begins: the slot was given up by command"),
+        "{log}"
+    );
+    ensure!(
+        !log.contains("ERROR"),
+        "what was asked for is no error: {log}"
+    );
+    let given_up = connector.metric("connector_slots_given_up_total").await?;
+    ensure!(
+        given_up.unwrap_or(0.0) == 0.0,
+        "it kept little: {given_up:?}"
+    );
     connector.kill().await;
     let (code, output) = connector.command(&["epoch"]).await?;
     ensure!(code == Some(1), "{output}");

@@ -1,6 +1,8 @@
 //! What cannot be encoded, or is larger than a record, is put aside; the rest goes on.
 
-use anyhow::{Context, Result};
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use kafka::event::Op;
@@ -147,6 +149,39 @@ async fn a_value_that_is_no_text_goes_to_quarantine() -> Result<()> {
     assert!(!connector.log().contains("\u{fffd}"));
     rig.run("UPDATE item SET note = 'b' WHERE id = 2").await?;
     equals_source(&rig, &mut journal, &[ITEM]).await?;
+    connector.kill().await;
+    Ok(())
+}
+
+/// A statement of a read cannot begin behind such a key: more of them than a chunk has rows, in the
+/// middle and at the end, are passed once.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_are_no_text_do_not_hold_a_read_up() -> Result<()> {
+    const NAMED: &str = "public.named";
+    let ddl = "CREATE TABLE named (name text COLLATE \"C\" PRIMARY KEY); \
+         CREATE CAST (bytea AS text) WITHOUT FUNCTION; \
+         INSERT INTO named SELECT first || lpad(g::text, 3, '0') \
+             FROM generate_series(1, 30) g, unnest('{a,z}'::text[]) first; \
+         INSERT INTO named SELECT (convert_to(first || lpad(g::text, 3, '0'), 'UTF8') || '\\xc8')::text \
+             FROM generate_series(1, 90) g, unnest('{m,zz}'::text[]) first";
+    let rig = Rig::new(&[NAMED], ddl).await?;
+    let small = "chunk_rows = 20\nread_workers = 1";
+    let connector = rig.connector().reads(small).start()?;
+    connector.ready().await?;
+    let mut journal = rig.journal()?;
+    at_rest(&rig, &mut journal).await?;
+    assert_eq!(journal.tables()[NAMED].len(), 60);
+    let aside: BTreeSet<_> = rows(&journal)?.into_iter().map(|(_, raw)| raw).collect();
+    assert_eq!((rows(&journal)?.len(), aside.len()), (180, 180));
+
+    let (table, condition) = ("--table=public.named", "--where=name >= 'm'");
+    let (code, said) = connector
+        .command(&["read", table, condition, "--wait"])
+        .await?;
+    ensure!(code == Some(0), "{said}\n{}", connector.log());
+    at_rest(&rig, &mut journal).await?;
+    assert_eq!(rows(&journal)?.len(), 360);
+    assert_eq!(journal.tables()[NAMED].len(), 60);
     connector.kill().await;
     Ok(())
 }

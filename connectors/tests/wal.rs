@@ -57,7 +57,10 @@ async fn a_slot_that_keeps_too_much_is_said_and_given_up_while_kafka_is_away() -
             let lost = connector.metric("connector_slot_lost").await?;
             let status = connector.status().await?;
             let reason = status["reason"].as_str().unwrap_or_default();
-            Ok((lost == Some(1.0) && reason.contains("is gone: the log cannot")).then_some(()))
+            Ok(
+                (lost == Some(1.0) && reason.contains("it kept too much: the log cannot"))
+                    .then_some(()),
+            )
         })
         .await
         .with_context(|| connector.log())?;

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
+use fixtures::distant::DistantKafka;
 use kafka::producer::{Producer, ProducerError};
 
 use crate::support::{PATIENCE, Source, Writer, record, rows, take};
@@ -107,6 +108,49 @@ async fn a_dropped_producer_does_not_wait_and_writes_nothing_more() -> Result<()
     writer.commit().await?;
     let taken = take(&mut source.follower()?).await?;
     assert_eq!(rows(&taken.events), [("a", "good")]);
+    Ok(())
+}
+
+/// While no answer comes back, as many partitions get what was sent as requests may be on their way.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_are_on_their_way_at_once_as_many_as_configured() -> Result<()> {
+    let distant = DistantKafka::start().await?;
+    for requests in [1, 5] {
+        let mut source = Source::on(&distant.bootstrap(), "distant");
+        source.config.partitions = 3;
+        source.config.requests_in_flight_max = requests;
+        source.ensure().await?;
+        let mut near = Source::on(&distant.kafka.bootstrap(), "near");
+        near.table.clone_from(&source.table);
+        let mut writer = Writer::take_over(&source).await?;
+        let keys: Vec<_> = (0..40).map(|number| format!("k{number}")).collect();
+        for key in &keys {
+            writer.send(key, Some("to know the partitions")).await?;
+        }
+        let before = writer.producer.delivered().await?;
+        assert_eq!(before[&source.table].len(), 3);
+
+        distant.network.mute();
+        for key in &keys {
+            writer.send(key, Some("without an answer")).await?;
+        }
+        let wanted = if requests == 1 { 1 } else { 3 };
+        let begun = Instant::now();
+        let grown = loop {
+            let now = &near.written(&before)?[&near.table];
+            let ends = &before[&near.table];
+            let grown = ends.iter().filter(|(at, end)| now[at] > **end).count();
+            if grown >= wanted {
+                break grown;
+            }
+            ensure!(begun.elapsed() < PATIENCE, "{grown} of {wanted} partitions");
+        };
+        assert_eq!(grown, wanted, "with {requests} requests");
+        distant.network.up();
+        writer.commit().await?;
+        let taken = take(&mut source.follower()?).await?;
+        assert_eq!(taken.events.len(), 2 * keys.len());
+    }
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use crate::encode::envelope::now_us;
 use crate::error::LifeError;
 use crate::life::Life;
 use crate::progress::RequestError;
-use crate::slot;
+use crate::slot::{self, GivenUp};
 use crate::source::catalog::Table;
 use crate::source::{SourceError, identifier};
 
@@ -26,7 +26,8 @@ impl Life<'_> {
             Asked::Epoch { reply } => {
                 let epoch = self.progress.epoch();
                 // Without a slot the next life begins an epoch, whoever's it is.
-                slot::give_up(&self.config.postgres.slot, &self.control.hold()).await?;
+                let (slot, hold) = (&self.config.postgres.slot, self.control.hold());
+                slot::give_up(slot, GivenUp::Asked, &hold, self.status).await?;
                 _ = reply.send(Ok(EpochEnds { epoch }));
                 return Err(LifeError::EpochAsked { epoch });
             }

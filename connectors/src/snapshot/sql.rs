@@ -9,17 +9,26 @@ use kafka::checkpoint::KeyRange;
 use crate::captured::Captured;
 use crate::source::{identifier, literal};
 
+/// Which of a range's rows: those behind the first `skip`, `rows` at most.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Window {
+    pub(super) skip: usize,
+    pub(super) rows: usize,
+}
+
 /// Rows of a range in key order, as COPY sends them.
 pub(super) fn copy(
     captured: &Captured,
     range: &KeyRange,
     condition: Option<&str>,
-    rows: Option<usize>,
+    window: Option<Window>,
 ) -> String {
     let columns = list(captured.columns.iter().map(|name| identifier(name)));
-    let limit = rows.map_or_else(String::new, |rows| format!(" LIMIT {rows}"));
+    let window = window.map_or_else(String::new, |Window { skip, rows }| {
+        format!(" OFFSET {skip} LIMIT {rows}")
+    });
     format!(
-        "COPY (SELECT {columns} FROM {}{} ORDER BY {}{limit}) TO STDOUT",
+        "COPY (SELECT {columns} FROM {}{} ORDER BY {}{window}) TO STDOUT",
         captured.sql,
         filter(captured, range, condition),
         key(captured)

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::pace::Bounds;
 use super::rows::Fields;
-use super::sql;
+use super::sql::{self, Window};
 use crate::captured::{Captured, Change, Frame};
 use crate::encode::envelope::{Origin, Value};
 use crate::progress::ChunkEnd;
@@ -30,6 +30,8 @@ const LOCK_WAIT_MS: u32 = 50;
 const IN_KEY_ORDER: &str = "SET LOCAL enable_sort = off";
 /// Encoded rows are handed over at so many bytes.
 const BATCH_BYTES: usize = 128 * 1024;
+/// Rows of one statement of a full chunk that has not yet met a key that is text.
+const FETCH_ROWS_NAMELESS: usize = 500;
 
 /// What a worker is to read.
 #[derive(Debug)]
@@ -124,6 +126,8 @@ struct Reader<'a> {
     rows: usize,
     bytes: usize,
     after: Option<Vec<String>>,
+    /// Rows passed behind that key whose own keys are no text: no statement can begin behind them.
+    nameless: usize,
     /// A statement turned out too large and was stopped, which fails its transaction.
     stopped: bool,
 }
@@ -139,6 +143,7 @@ impl<'a> Reader<'a> {
             rows: 0,
             bytes: 0,
             after: None,
+            nameless: 0,
             stopped: false,
         }
     }
@@ -154,8 +159,7 @@ impl<'a> Reader<'a> {
     /// True if the slice is at its end.
     async fn read(&mut self) -> Result<bool, SourceError> {
         self.work.open().await?;
-        let bounds = &self.work.bounds;
-        while let Some(fetch) = bounds.next_fetch(self.rows, self.bytes, self.begun.elapsed()) {
+        while let Some(fetch) = self.next_fetch() {
             let range = KeyRange {
                 after: self.after.clone().or_else(|| self.work.range.after.clone()),
                 to: self.work.range.to.clone(),
@@ -171,9 +175,20 @@ impl<'a> Reader<'a> {
         Ok(false)
     }
 
+    /// Rows of the next statement; none: the chunk is full, and its end can be named.
+    fn next_fetch(&self) -> Option<usize> {
+        let bounds = &self.work.bounds;
+        let fetch = bounds.next_fetch(self.rows, self.bytes, self.begun.elapsed());
+        fetch.or_else(|| (self.nameless > 0).then_some(FETCH_ROWS_NAMELESS))
+    }
+
     /// The next `fetch` rows of a range; true if that were all.
     async fn fetch(&mut self, range: &KeyRange, fetch: usize) -> Result<bool, SourceError> {
-        let sql = sql::copy(&self.work.captured, range, None, Some(fetch));
+        let window = Window {
+            skip: self.nameless,
+            rows: fetch,
+        };
+        let sql = sql::copy(&self.work.captured, range, None, Some(window));
         let before = self.rows;
         self.copy(&sql).await?;
         Ok(self.rows - before < fetch && !self.stopped)
@@ -188,16 +203,19 @@ impl<'a> Reader<'a> {
         condition: &str,
     ) -> Result<bool, SourceError> {
         let captured = &self.work.captured;
-        let edge = sql::edge(captured, &range, fetch);
-        let edge = self.work.session.rows(DOING, &edge).await?;
-        let edge = match edge.first() {
-            None => None,
-            Some(row) => Some(
-                (0..captured.key.len())
-                    .map(|at| session::text(row, at).map(str::to_owned))
-                    .collect::<Option<Vec<_>>>()
-                    .ok_or(SourceError::Answer { doing: DOING })?,
-            ),
+        let mut reaches = fetch;
+        let edge = loop {
+            let edge = sql::edge(captured, &range, reaches);
+            let edge = self.work.session.rows(DOING, &edge).await?;
+            let Some(row) = edge.first() else {
+                break None;
+            };
+            let texts = (0..captured.key.len()).map(|at| session::text(row, at));
+            match texts.map(|text| text.map(str::to_owned)).collect() {
+                Some(key) => break Some(key),
+                // A key that is no text bounds nothing.
+                None => reaches += fetch,
+            }
         };
         let window = KeyRange {
             after: range.after,
@@ -210,8 +228,9 @@ impl<'a> Reader<'a> {
             return Ok(false);
         }
         if let Some(edge) = edge {
-            self.rows = before + fetch;
+            self.rows = before + reaches;
             self.after = Some(edge);
+            self.nameless = 0;
             return Ok(false);
         }
         Ok(true)
@@ -225,6 +244,7 @@ impl<'a> Reader<'a> {
         let lines = self.work.session.copy(DOING, sql).await?;
         pin_mut!(lines);
         let (mut last, timeout) = (None, self.work.session.answer_max());
+        let before = self.rows;
         // Looked at where time may have passed, not for each row.
         let mut look = false;
         let copied = loop {
@@ -253,11 +273,16 @@ impl<'a> Reader<'a> {
             match line {
                 None => break Ok(()),
                 Some(Ok(line)) => {
-                    if let Err(error) = self.encode(&captured, &frame, &line) {
-                        break Err(error);
+                    match self.encode(&captured, &frame, &line) {
+                        Ok(named) => {
+                            self.rows += 1;
+                            self.nameless = if named { 0 } else { self.nameless + 1 };
+                            if named {
+                                last = Some(line);
+                            }
+                        }
+                        Err(error) => break Err(error),
                     }
-                    self.rows += 1;
-                    last = Some(line);
                     if self.batch.bytes.len() >= BATCH_BYTES || !self.batch.undecodable.is_empty() {
                         self.hand_over().await?;
                         look = true;
@@ -271,25 +296,25 @@ impl<'a> Reader<'a> {
                 }
             }
         };
-        if let Some(line) = last {
+        if self.rows > before {
             self.hand_over().await?;
+        }
+        // The next statement begins behind a key that can be written in it.
+        if let Some(line) = last {
             self.fields.split(&line);
-            // The next statement begins behind a key that can be written in it.
-            match self.key_texts(&captured, &line) {
-                Some(key) => self.after = Some(key),
-                None => return Err(SourceError::Answer { doing: DOING }),
-            }
+            self.after = self.key_texts(&captured, &line);
         }
         copied
     }
 
-    /// Appends a row's key and event to the batch, or what becomes of it where that cannot be.
+    /// Appends a row's key and event to the batch, or what becomes of it where that cannot be; true
+    /// if its key is text.
     fn encode(
         &mut self,
         captured: &Captured,
         frame: &Frame,
         line: &[u8],
-    ) -> Result<(), SourceError> {
+    ) -> Result<bool, SourceError> {
         if self.fields.split(line) != captured.columns.len() {
             return Err(SourceError::Answer { doing: DOING });
         }
@@ -301,19 +326,22 @@ impl<'a> Reader<'a> {
             .then(|| captured.append_read(out, frame, |at| fields.get(line, at)))
             .flatten()
             .filter(|_| out.len() - begin <= bytes_max);
-        match key_end {
-            Some(key_end) => self.batch.ends.push((key_end, out.len())),
+        let named = match key_end {
+            Some(key_end) => {
+                self.batch.ends.push((key_end, out.len()));
+                true
+            }
             None => {
                 out.truncate(begin);
-                self.set_aside(captured, line);
+                self.set_aside(captured, line)
             }
-        }
+        };
         self.bytes += self.batch.bytes.len() - begin;
-        Ok(())
+        Ok(named)
     }
 
-    /// A row that cannot be sent as it is.
-    fn set_aside(&mut self, captured: &Captured, line: &[u8]) {
+    /// A row that cannot be sent as it is; true if its key is text.
+    fn set_aside(&mut self, captured: &Captured, line: &[u8]) -> bool {
         let fields = &self.fields;
         let value_at = |at| fields.get(line, at).map_or(Value::Null, Value::Text);
         let values = (0..captured.columns.len()).map(value_at);
@@ -335,6 +363,7 @@ impl<'a> Reader<'a> {
         self.batch
             .undecodable
             .extend(encoded.quarantined.map(|undecodable| *undecodable));
+        key.is_ok()
     }
 
     /// The key of the line that was taken apart last; none: it is no text.
