@@ -34,6 +34,7 @@ mod error;
 mod feedback;
 mod frame;
 mod message;
+mod rest;
 mod session;
 mod stream;
 mod transport;

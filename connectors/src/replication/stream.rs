@@ -16,6 +16,7 @@ use super::error::{CommandError, ReplicationError};
 use super::feedback::{self, Feedback};
 use super::frame::{self, HEADER_BYTES, tag};
 use super::message::{RawEvent, ReplicationEvent, ReplicationMessage};
+use super::rest::{REST, Rest};
 use super::session::{log_notice, server_error};
 use super::transport::Transport;
 
@@ -265,6 +266,7 @@ impl<Socket: AsyncRead + Unpin> Reader<Socket> {
         let silence = sleep(self.silence_max);
         tokio::pin!(silence);
         let mut heard = Instant::now();
+        let mut rest = Rest::new(heard);
         loop {
             self.pass_on()?;
             let wanted = self.make_room()?;
@@ -286,11 +288,16 @@ impl<Socket: AsyncRead + Unpin> Reader<Socket> {
                     }
                 }
             };
-            if read.map_err(CommandError::Io)? == 0 {
+            let read = read.map_err(CommandError::Io)?;
+            if read == 0 {
                 return Err(CommandError::Closed);
             }
             heard = Instant::now();
             self.feedback.heard();
+            if rest.is_due(read, self.chunk_bytes, heard) {
+                self.pass_on()?;
+                sleep(REST).await;
+            }
         }
     }
 

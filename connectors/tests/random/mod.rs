@@ -1,5 +1,6 @@
 //! Everything at once, at random: processes killed and paused, connections cut, silenced and
-//! ended, servers crashed, slots dropped, tables altered, while three writers go on.
+//! ended, servers crashed, slots dropped, tables altered, while three writers go on. They change keys,
+//! leave out what PostgreSQL then does not send again (TOAST), and one of them truncates.
 //!
 //! Afterwards a consumer of the test's own looks at every checkpoint: its state is the source's
 //! at its position, exactly. `FAULT_SECONDS` (40) says for how long, `FAULT_SEED` which run.
@@ -28,14 +29,20 @@ use writer::Writer;
 
 const ACCOUNT: &str = "public.account";
 const CLOCK: &str = "public.clock";
+/// The first writer's alone, who truncates it.
+const PAGE: &str = "public.page";
 const WRITERS: i64 = 3;
 /// More whole checkpoints than this are looked at.
 const WHOLE_MIN: usize = 20;
 /// Ids of a writer begin at its number times this.
 const IDS: i64 = 1_000_000;
-const DDL: &str = "CREATE TABLE account (id bigint PRIMARY KEY, amount int NOT NULL, version int NOT NULL); \
+/// A long note stands out of line, and an update that leaves it alone sends nothing of it.
+const DDL: &str = "CREATE TABLE account (id bigint PRIMARY KEY, amount int NOT NULL, version int NOT NULL, \
+                       note text NOT NULL); \
+                   ALTER TABLE account ALTER note SET STORAGE EXTERNAL; \
+                   CREATE TABLE page (id bigint PRIMARY KEY); \
                    CREATE TABLE clock (id bigint PRIMARY KEY, n int NOT NULL); \
-                   INSERT INTO account SELECT w * 1000000 + g, 100, 0 \
+                   INSERT INTO account SELECT w * 1000000 + g, 100, 0, lpad('0', CASE g % 4 WHEN 0 THEN 3000 ELSE 8 END, '0') \
                        FROM generate_series(0, 2) w, generate_series(1, 8) g; \
                    INSERT INTO clock SELECT w, 0 FROM generate_series(0, 2) w";
 
@@ -58,7 +65,7 @@ async fn whatever_befalls_it_every_checkpoint_is_truthful() -> Result<()> {
     };
     let mut server = Postgres::start(version).await?;
     let mut kafka = DistantKafka::start().await?;
-    let mut rig = Rig::on(&server, &[ACCOUNT, CLOCK], DDL).await?;
+    let mut rig = Rig::on(&server, &[ACCOUNT, CLOCK, PAGE], DDL).await?;
     rig.bootstrap = kafka.kafka.bootstrap();
     let proxy = Proxy::to(server.port()).await?;
     let stop = CancellationToken::new();
@@ -116,7 +123,7 @@ async fn whatever_befalls_it_every_checkpoint_is_truthful() -> Result<()> {
     for writer in writers {
         truth.push(writer.await??);
     }
-    equals_source(&rig, &mut journal, &[CLOCK, ACCOUNT])
+    equals_source(&rig, &mut journal, &[CLOCK, ACCOUNT, PAGE])
         .await
         .with_context(|| healed.log())?;
     let whole = check_every_checkpoint(&journal, &truth, &rig.topic(""))?;

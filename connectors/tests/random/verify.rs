@@ -5,12 +5,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result, bail, ensure};
 use kafka::Checkpoint;
 
-use super::writer::{Committed, State};
-use super::{ACCOUNT, CLOCK, IDS, WRITERS};
+use super::writer::{Account, Committed, State};
+use super::{ACCOUNT, CLOCK, IDS, PAGE, WRITERS};
 use crate::harness::Journal;
 
 fn number(row: &serde_json::Value, column: &str) -> i64 {
     row[column].as_i64().unwrap_or(i64::MIN)
+}
+
+fn account(row: &serde_json::Value) -> Account {
+    let note = row["note"].as_str();
+    Account {
+        amount: number(row, "amount"),
+        version: number(row, "version"),
+        noted: note.and_then(|note| note.parse().ok()).unwrap_or(i64::MIN),
+    }
 }
 
 /// What a reader has who reads to a checkpoint's offsets and no further, checkpoint by checkpoint.
@@ -25,7 +34,7 @@ pub(super) fn check_every_checkpoint(
         partitions.entry(key).or_default().push(record);
     }
     let mut next: BTreeMap<(&str, i32), usize> = BTreeMap::new();
-    let (mut accounts, mut clocks) = (BTreeMap::new(), BTreeMap::new());
+    let mut tables: BTreeMap<&str, Rows<'_>> = BTreeMap::new();
     let mut whole = 0;
     for checkpoint in journal.checkpoints.iter().filter(|one| one.is_whole()) {
         for (key, records) in &partitions {
@@ -34,11 +43,8 @@ pub(super) fn check_every_checkpoint(
             let at = next.entry(*key).or_default();
             while let Some(record) = records.get(*at).filter(|record| record.offset < end) {
                 *at += 1;
-                let rows = if key.0.strip_prefix(prefix) == Some(CLOCK) {
-                    &mut clocks
-                } else {
-                    &mut accounts
-                };
+                let table = key.0.strip_prefix(prefix).unwrap_or_default();
+                let rows = tables.entry(table).or_default();
                 match record.value.as_ref().map(|value| &value["after"]) {
                     Some(after) if !after.is_null() => _ = rows.insert(record.key.clone(), after),
                     _ => _ = rows.remove(&record.key),
@@ -46,7 +52,7 @@ pub(super) fn check_every_checkpoint(
             }
         }
         whole += 1;
-        is_truthful(checkpoint, &accounts, &clocks, truth)?;
+        is_truthful(checkpoint, &tables, truth)?;
     }
     Ok(whole)
 }
@@ -55,25 +61,24 @@ type Rows<'a> = BTreeMap<String, &'a serde_json::Value>;
 
 fn is_truthful(
     checkpoint: &Checkpoint,
-    accounts: &Rows<'_>,
-    clocks: &Rows<'_>,
+    tables: &BTreeMap<&str, Rows<'_>>,
     truth: &[Vec<Committed>],
 ) -> Result<()> {
     let at = checkpoint.at();
+    let rows = |table: &str| tables.get(table).into_iter().flat_map(BTreeMap::values);
     for (writer, truth) in (0..WRITERS).zip(truth) {
-        let clock = clocks.values().find(|row| number(row, "id") == writer);
+        let clock = rows(CLOCK).find(|row| number(row, "id") == writer);
         let clock = clock.with_context(|| format!("{at}: no clock of writer {writer}"))?;
         let n = usize::try_from(number(clock, "n"))?;
-        let mine: State = accounts
-            .values()
-            .filter(|row| number(row, "id") / IDS == writer)
-            .map(|row| {
-                (
-                    number(row, "id"),
-                    (number(row, "amount"), number(row, "version")),
-                )
-            })
-            .collect();
+        let mine = rows(ACCOUNT).filter(|row| number(row, "id") / IDS == writer);
+        let accounts = mine.map(|row| (number(row, "id"), account(row))).collect();
+        let mut mine = State {
+            accounts,
+            ..State::default()
+        };
+        if writer == 0 {
+            mine.page = rows(PAGE).map(|row| number(row, "id")).collect();
+        }
         ensure!(
             mine == truth[n].state,
             "{at}: writer {writer} at transaction {n} has\n{mine:?}\nand had\n{:?}",

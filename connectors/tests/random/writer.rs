@@ -1,6 +1,6 @@
 //! One who moves money, and knows what the source had at each moment.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -13,8 +13,22 @@ use tokio_util::sync::CancellationToken;
 
 use super::IDS;
 
-/// Id → amount and version, of one writer.
-pub(super) type State = BTreeMap<i64, (i64, i64)>;
+/// What one writer has.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct State {
+    /// By id.
+    pub(super) accounts: BTreeMap<i64, Account>,
+    /// Ids; the first writer's only.
+    pub(super) page: BTreeSet<i64>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Account {
+    pub(super) amount: i64,
+    pub(super) version: i64,
+    /// The version at which its note was written, which the note says.
+    pub(super) noted: i64,
+}
 
 /// A writer's transaction number N is at place N.
 pub(super) struct Committed {
@@ -39,9 +53,16 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) async fn new(number: i64, url: &str, seed: u64, pause_ms: u64) -> Result<Self> {
-        let ids = (1..=8).map(|n| (number * IDS + n, (100, 0)));
+        let rich = Account {
+            amount: 100,
+            ..Account::default()
+        };
+        let accounts = (1..=8).map(|n| (number * IDS + n, rich));
         let begun = Committed {
-            state: ids.collect(),
+            state: State {
+                accounts: accounts.collect(),
+                ..State::default()
+            },
             after: Lsn::ZERO,
             by: Lsn::ZERO,
         };
@@ -119,44 +140,96 @@ impl Writer {
         lsn(&self.db, "pg_current_wal_lsn()").await
     }
 
-    /// A transfer, mostly; else an account that is opened, closed (as often: tables stay small), or
-    /// everything at once.
+    /// A transfer, mostly; else an account that is opened, closed (as often: tables stay small), gets
+    /// another id, another note, or everything at once.
     fn change(&mut self, state: &mut State, sql: &mut Vec<String>) {
-        let ids: Vec<_> = state.keys().copied().collect();
+        self.write_page(state, sql);
+        let accounts = &mut state.accounts;
+        let ids: Vec<_> = accounts.keys().copied().collect();
         let from = ids[self.random.random_range(0..ids.len())];
         let to = ids[self.random.random_range(0..ids.len())];
-        let mut add = |state: &mut State, id: i64, amount: i64| {
-            let row = state.entry(id).or_default();
-            *row = (row.0 + amount, row.1 + 1);
+        let mut set = |accounts: &mut BTreeMap<i64, Account>, id: i64, amount: i64, more: &str| {
+            let row = accounts.entry(id).or_default();
+            (row.amount, row.version) = (row.amount + amount, row.version + 1);
+            let (amount, version) = (row.amount, row.version);
             sql.push(format!(
-                "UPDATE account SET amount = {}, version = {} WHERE id = {id}",
-                row.0, row.1
+                "UPDATE account SET amount = {amount}, version = {version}{more} WHERE id = {id}"
             ));
         };
-        match self.random.random_range(0..20) {
+        match self.random.random_range(0..24) {
             0..=1 => {
-                add(state, from, -7);
-                self.next_id += 1;
-                let id = self.next_id;
-                state.insert(id, (7, 0));
-                sql.push(format!("INSERT INTO account VALUES ({id}, 7, 0)"));
+                set(accounts, from, -7, "");
+                let id = self.fresh_id();
+                let row = Account {
+                    amount: 7,
+                    ..Account::default()
+                };
+                accounts.insert(id, row);
+                sql.push(format!(
+                    "INSERT INTO account VALUES ({id}, 7, 0, {})",
+                    note(id, 0)
+                ));
             }
-            2..=3 if state.len() > 4 && from != to => {
-                let left = state.remove(&from).unwrap_or_default().0;
-                add(state, to, left);
+            2..=3 if accounts.len() > 4 && from != to => {
+                let left = accounts.remove(&from).unwrap_or_default().amount;
+                set(accounts, to, left, "");
                 sql.push(format!("DELETE FROM account WHERE id = {from}"));
             }
             4 => {
                 for id in ids {
-                    add(state, id, 0);
+                    set(accounts, id, 0, "");
                 }
             }
+            5..=6 => {
+                let id = self.fresh_id();
+                set(accounts, from, 0, &format!(", id = {id}"));
+                let row = accounts.remove(&from).unwrap_or_default();
+                accounts.insert(id, row);
+            }
+            7..=8 => {
+                let version = accounts[&from].version + 1;
+                set(
+                    accounts,
+                    from,
+                    0,
+                    &format!(", note = {}", note(from, version)),
+                );
+                accounts.entry(from).or_default().noted = version;
+            }
             _ => {
-                add(state, from, -1);
-                add(state, to, 1);
+                set(accounts, from, -1, "");
+                set(accounts, to, 1, "");
             }
         }
     }
+
+    /// A row more, or none any more.
+    fn write_page(&mut self, state: &mut State, sql: &mut Vec<String>) {
+        if self.number != 0 {
+            return;
+        }
+        let what = self.random.random_range(0..100);
+        if what == 0 {
+            state.page.clear();
+            sql.push("TRUNCATE page".to_owned());
+        }
+        if what < 30 {
+            let id = self.fresh_id();
+            state.page.insert(id);
+            sql.push(format!("INSERT INTO page VALUES ({id})"));
+        }
+    }
+
+    fn fresh_id(&mut self) -> i64 {
+        self.next_id += 1;
+        self.next_id
+    }
+}
+
+/// SQL for a note that says this version. Every fourth is too long to stand in line.
+fn note(id: i64, version: i64) -> String {
+    let bytes = if id % 4 == 0 { 3000 } else { 8 };
+    format!("lpad('{version}', {bytes}, '0')")
 }
 
 async fn lsn(db: &Client, function: &str) -> Result<Lsn> {
