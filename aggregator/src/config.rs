@@ -1,10 +1,12 @@
 //! The aggregator's configuration.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use garde::Validate;
 use kafka::KafkaConfig;
+use links::{Access, TlsConfig};
 use schemars::JsonSchema;
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -19,7 +21,7 @@ pub struct Config {
     #[serde(default = "all_sources")]
     #[garde(length(min = 1), inner(custom(is_source)))]
     pub sources: Vec<String>,
-    #[garde(skip)]
+    #[garde(dive)]
     pub view: ViewConfig,
     #[garde(dive)]
     pub kafka: KafkaConfig,
@@ -125,11 +127,9 @@ impl Default for DiscrepanciesConfig {
 #[derive(Debug, Clone, Deserialize, Validate, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct VerifyConfig {
-    /// By source `postgres://USER:PASSWORD@HOST:PORT/DATABASE` with the connector's role. Default
-    /// none: then only the unified tables can be compared.
-    #[garde(skip)]
-    #[schemars(with = "BTreeMap<String, String>")]
-    pub sources: BTreeMap<String, SecretString>,
+    /// By source the way into it. Default none: then only the unified tables can be compared.
+    #[garde(dive)]
+    pub sources: BTreeMap<String, SourceConfig>,
     /// By source the address of its connector's admin port, `http://HOST:PORT`, for `--repair`.
     /// Default none.
     #[garde(skip)]
@@ -163,19 +163,83 @@ impl Default for VerifyConfig {
     }
 }
 
+/// The way into a source, to compare the view with it: its connector's.
+#[derive(Debug, Clone, Deserialize, Validate, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SourceConfig {
+    /// `postgres://USER:PASSWORD@HOST:PORT/DATABASE` with the connector's role.
+    #[garde(skip)]
+    #[schemars(with = "String")]
+    pub url: SecretString,
+    /// The role's password, where the URL has none.
+    #[serde(default)]
+    #[garde(skip)]
+    #[schemars(with = "Option<String>")]
+    pub password: Option<SecretString>,
+    /// A file that holds the password, read anew for each connection.
+    #[serde(default)]
+    #[garde(skip)]
+    pub password_file: Option<PathBuf>,
+    /// TLS to the source.
+    #[serde(default)]
+    #[garde(dive)]
+    pub tls: TlsConfig,
+}
+
+impl SourceConfig {
+    /// The way as `section` says it.
+    pub(crate) fn access<'a>(&'a self, section: &'a str) -> Access<'a> {
+        Access {
+            section,
+            url: &self.url,
+            password: self.password.as_ref(),
+            password_file: self.password_file.as_deref(),
+            tls: &self.tls,
+        }
+    }
+}
+
 /// Where the view is.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, Deserialize, Validate, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ViewConfig {
     /// `postgres://USER:PASSWORD@HOST:PORT/DATABASE` of the database's owner.
+    #[garde(skip)]
     #[schemars(with = "String")]
     pub url: SecretString,
+    /// The owner's password, where the URL has none. Best set as `TRIBUTARY_VIEW__PASSWORD`.
+    #[serde(default)]
+    #[garde(skip)]
+    #[schemars(with = "Option<String>")]
+    pub password: Option<SecretString>,
+    /// A file that holds the password, read anew for each connection.
+    #[serde(default)]
+    #[garde(skip)]
+    pub password_file: Option<PathBuf>,
+    /// TLS to the view's database.
+    #[serde(default)]
+    #[garde(dive)]
+    pub tls: TlsConfig,
     /// Roles that may read the unified tables. They must exist. Default none.
     #[serde(default)]
+    #[garde(skip)]
     pub readers: Vec<String>,
     /// Roles that capture the unified tables. They must exist. Default none.
     #[serde(default)]
+    #[garde(skip)]
     pub replicators: Vec<String>,
+}
+
+impl ViewConfig {
+    pub(crate) fn access(&self) -> Access<'_> {
+        Access {
+            section: "view",
+            url: &self.url,
+            password: self.password.as_ref(),
+            password_file: self.password_file.as_deref(),
+            tls: &self.tls,
+        }
+    }
 }
 
 /// The bounds of what is read ahead and applied at once.

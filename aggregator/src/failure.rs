@@ -1,6 +1,6 @@
 //! Why a life of the aggregator ended, and what follows from it.
 
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{DbError, SqlState};
 
 /// After any of these the process drops everything it holds; [`Failure::is_final`] says
 /// whether it starts anew.
@@ -49,7 +49,7 @@ impl Failure {
 
     /// A database's refusal, as a prerequisite where the operator has to act.
     pub(crate) fn database(doing: &'static str) -> impl FnOnce(tokio_postgres::Error) -> Self {
-        move |source| match advice(source.code()) {
+        move |source| match advice(source.as_db_error()) {
             Some(advice) => Self::Prerequisite(format!(
                 "cannot {doing}: {}; {advice}",
                 source
@@ -74,9 +74,15 @@ pub(crate) fn in_words(error: &dyn std::error::Error) -> String {
 }
 
 /// What the operator has to do about this refusal; none: trying again is enough.
-fn advice(code: Option<&SqlState>) -> Option<&'static str> {
-    let code = code?;
-    if [
+fn advice(refusal: Option<&DbError>) -> Option<&'static str> {
+    let (code, said) = refusal.map(|refusal| (refusal.code(), refusal.message()))?;
+    // pg_hba.conf lets nobody in who speaks without TLS, or shows no certificate.
+    let is_of_tls = ["no encryption", "client certificate"]
+        .iter()
+        .any(|word| said.contains(word));
+    if *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION && is_of_tls {
+        Some("set mode = \"verify-full\", and what else the server asks for, in [view.tls]")
+    } else if [
         SqlState::INVALID_PASSWORD,
         SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
     ]

@@ -81,7 +81,7 @@ async fn live(
     commands: &mut Commands,
 ) -> Result<std::convert::Infallible, Failure> {
     let silence_max = config.apply.silence_max();
-    let lock = Lock::acquire(&config.view.url, silence_max, health).await?;
+    let lock = Lock::acquire(&config.view, silence_max, health).await?;
     health.not_ready("takes the view over");
     let lost = lock.keep();
     // Ends with this life.

@@ -6,9 +6,9 @@
 
 use std::time::Duration;
 
-use secrecy::SecretString;
 use service::admin::Health;
 
+use crate::config::ViewConfig;
 use crate::failure::Failure;
 use crate::session::Session;
 
@@ -27,7 +27,7 @@ pub(crate) struct Lock {
 impl Lock {
     /// Waits until no other aggregator holds it.
     pub(crate) async fn acquire(
-        url: &SecretString,
+        view: &ViewConfig,
         silence_max: Duration,
         health: &Health,
     ) -> Result<Self, Failure> {
@@ -35,7 +35,7 @@ impl Lock {
             "idle_session_timeout = {}",
             silence_max.as_millis()
         )];
-        let session = Session::open(url, "aggregator lock", &settings).await?;
+        let session = Session::open(view, "aggregator lock", &settings).await?;
         let mut waits = false;
         loop {
             let got: bool = session

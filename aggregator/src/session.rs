@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
-use secrecy::{ExposeSecret, SecretString};
+use links::Access;
 use tokio::task::JoinHandle;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 
-use crate::failure::Failure;
+use crate::config::{SourceConfig, ViewConfig};
+use crate::failure::{Failure, in_words};
 
 /// How long to wait for a connection.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
@@ -31,12 +32,12 @@ impl Drop for Session {
 impl Session {
     /// Connects to the view database with these settings (`name = value`, for SET).
     pub(crate) async fn open(
-        url: &SecretString,
+        view: &ViewConfig,
         application_name: &str,
         settings: &[String],
     ) -> Result<Self, Failure> {
         let doing = Failure::database("connect to the view database");
-        let session = Self::connect(url, "view.url", application_name, doing).await?;
+        let session = Self::connect(view.access(), application_name, doing).await?;
         session.is_new_enough().await?;
         session.set(settings).await?;
         Ok(session)
@@ -44,42 +45,39 @@ impl Session {
 
     /// Connects to a source with these settings.
     pub(crate) async fn open_source(
-        url: &SecretString,
+        config: &SourceConfig,
         source: &str,
         application_name: &str,
         settings: &[String],
     ) -> Result<Self, Failure> {
-        let key = format!("verify.sources.{source}");
+        let section = format!("verify.sources.{source}");
         let doing = |error: tokio_postgres::Error| {
             Failure::Prerequisite(format!(
-                "cannot connect to {source}: {}; see {key}",
+                "cannot connect to {source}: {}; see {section}",
                 error
                     .as_db_error()
-                    .map_or_else(|| error.to_string(), |refusal| refusal.message().to_owned())
+                    .map_or_else(|| in_words(&error), |refusal| refusal.message().to_owned())
             ))
         };
-        let session = Self::connect(url, &key, application_name, doing).await?;
+        let access = config.access(&section);
+        let session = Self::connect(access, application_name, doing).await?;
         session.set(settings).await?;
         Ok(session)
     }
 
     async fn connect(
-        url: &SecretString,
-        key: &str,
+        access: Access<'_>,
         application_name: &str,
         refused: impl FnOnce(tokio_postgres::Error) -> Failure,
     ) -> Result<Self, Failure> {
-        let mut config: tokio_postgres::Config = url.expose_secret().parse().map_err(|_| {
-            Failure::Prerequisite(format!(
-                "{key} is no PostgreSQL URL; write postgres://USER:PASSWORD@HOST:PORT/DATABASE"
-            ))
-        })?;
-        config
+        let endpoint = access.endpoint();
+        let mut endpoint = endpoint.map_err(|error| Failure::Prerequisite(error.to_string()))?;
+        endpoint
+            .postgres_mut()
             .application_name(application_name)
             .connect_timeout(CONNECT_MAX)
-            .keepalives_idle(CONNECT_MAX)
             .tcp_user_timeout(2 * CONNECT_MAX);
-        let (client, connection) = tokio::time::timeout(2 * CONNECT_MAX, config.connect(NoTls))
+        let (client, connection) = tokio::time::timeout(2 * CONNECT_MAX, endpoint.connect())
             .await
             .map_err(|_| Failure::Silent)?
             .map_err(refused)?;

@@ -2,6 +2,7 @@
 
 mod definitions;
 mod discrepancies;
+mod encrypted;
 #[cfg(feature = "faults")]
 mod faults;
 #[cfg(feature = "faults")]
@@ -49,8 +50,7 @@ impl Database {
         let name = fixtures::servers::database(server, "view").await?;
         let config = ViewConfig {
             url: server.superuser_url(&name).into(),
-            readers: Vec::new(),
-            replicators: Vec::new(),
+            ..ViewConfig::default()
         };
         let client = server.superuser(&name).await?;
         client.batch_execute("SET TimeZone = 'UTC'").await?;

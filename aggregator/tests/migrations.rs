@@ -35,7 +35,7 @@ async fn owned() -> Result<(Database, ViewConfig, String)> {
     let config = ViewConfig {
         url: server.url(&owner, &database.name).into(),
         readers: vec![reader.clone()],
-        replicators: Vec::new(),
+        ..ViewConfig::default()
     };
     database.config = config.clone();
     Ok((database, config, reader))
@@ -125,7 +125,10 @@ async fn each_missing_prerequisite_is_a_sentence_that_says_what_to_do() -> Resul
 
     config.url = "postgres//typo".to_owned().into();
     let words = refusal(open(&config).await)?;
-    assert!(words.contains("view.url is no PostgreSQL URL"), "{words}");
+    assert!(
+        words.contains("view.url is no URL of PostgreSQL"),
+        "{words}"
+    );
 
     let old = fixtures::servers().legacy().await?;
     config.url = old.superuser_url("postgres").into();

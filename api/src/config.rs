@@ -1,10 +1,12 @@
 //! The API's configuration: `api.toml`, where every key is documented with unit and default.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use garde::Validate;
 use kafka::KafkaConfig;
+use links::{Access, TlsConfig};
 use schemars::JsonSchema;
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -49,6 +51,19 @@ pub struct ViewConfig {
     #[garde(skip)]
     #[schemars(with = "String")]
     pub url: SecretString,
+    /// The role's password, where the URL has none. Best set as `TRIBUTARY_VIEW__PASSWORD`.
+    #[serde(default)]
+    #[garde(skip)]
+    #[schemars(with = "Option<String>")]
+    pub password: Option<SecretString>,
+    /// A file that holds the password, read anew for each connection.
+    #[serde(default)]
+    #[garde(skip)]
+    pub password_file: Option<PathBuf>,
+    /// TLS to the view's database.
+    #[serde(default)]
+    #[garde(dive)]
+    pub tls: TlsConfig,
     /// Connections at most.
     #[serde(default = "defaults::view_connections_max")]
     #[garde(range(min = 1, max = 1000))]
@@ -158,6 +173,18 @@ impl Default for LimitsConfig {
             body_bytes_max: 16 << 10,
             request_timeout_ms: 20_000,
             drain_timeout_ms: 10_000,
+        }
+    }
+}
+
+impl ViewConfig {
+    pub(crate) fn access(&self) -> Access<'_> {
+        Access {
+            section: "view",
+            url: &self.url,
+            password: self.password.as_ref(),
+            password_file: self.password_file.as_deref(),
+            tls: &self.tls,
         }
     }
 }

@@ -56,7 +56,7 @@ impl Api {
     /// Connects nothing yet.
     ///
     /// # Errors
-    /// The view's URL does not parse.
+    /// The way into the view's database is not known.
     pub fn new(config: Config) -> Result<Self, ViewError> {
         Ok(Self {
             view: View::new(&config.view, &config.sources)?,

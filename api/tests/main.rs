@@ -5,6 +5,7 @@
 //! `README.md` beside this file says which test shows which rule.
 
 mod document;
+mod encrypted;
 mod harness;
 mod needed;
 mod outage;

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use garde::Validate;
 use kafka::KafkaConfig;
-use links::{Endpoint, SecretError, TlsConfig, TlsError, secret};
+use links::{Access, AccessError, Endpoint, TlsConfig};
 use schemars::JsonSchema;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use service::admin::AdminConfig;
 use service::telemetry::LogConfig;
@@ -129,48 +129,27 @@ pub struct PostgresConfig {
     pub slot_wal_alarm_percent: u8,
 }
 
-/// A connection that is quiet for so long is tried.
-const KEEPALIVE: std::time::Duration = std::time::Duration::from_secs(5);
-
 impl PostgresConfig {
     /// The way into the source, without what each kind of session adds. Reads the files that
     /// hold secrets and certificates.
     ///
     /// # Errors
     /// Where the URL is none of PostgreSQL's, or a file is not what it should be.
-    pub fn endpoint(&self) -> Result<Endpoint, EndpointError> {
-        let mut postgres: tokio_postgres::Config = self.url.expose_secret().parse()?;
-        let file = self.password_file.as_deref();
-        if let Some(password) = secret("postgres.password", self.password.as_ref(), file)? {
-            if postgres.get_password().is_some() {
-                return Err(EndpointError::TwoPasswords);
-            }
-            postgres.password(password.expose_secret());
-        }
-        postgres
+    pub fn endpoint(&self) -> Result<Endpoint, AccessError> {
+        let access = Access {
+            section: "postgres",
+            url: &self.url,
+            password: self.password.as_ref(),
+            password_file: self.password_file.as_deref(),
+            tls: &self.tls,
+        };
+        let mut endpoint = access.endpoint()?;
+        endpoint
+            .postgres_mut()
             .connect_timeout(std::time::Duration::from_millis(self.connect_timeout_ms))
-            // The kernel finds a peer that is gone; one that is there and silent is found by
-            // each session's own limit.
-            .keepalives_idle(KEEPALIVE)
-            .keepalives_interval(KEEPALIVE)
-            .keepalives_retries(2)
-            .tcp_user_timeout(3 * KEEPALIVE)
             .application_name("tributary");
-        Ok(Endpoint::new(postgres, &self.tls)?)
+        Ok(endpoint)
     }
-}
-
-/// Why the way into the source is not known.
-#[derive(Debug, thiserror::Error)]
-pub enum EndpointError {
-    #[error("postgres.url is no URL of PostgreSQL: {0}")]
-    Url(#[from] tokio_postgres::Error),
-    #[error(transparent)]
-    Secret(#[from] SecretError),
-    #[error("postgres.tls: {0}")]
-    Tls(#[from] TlsError),
-    #[error("postgres.url has a password, and postgres.password or postgres.password_file, too")]
-    TwoPasswords,
 }
 
 /// The section `[stream]`.

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use fixtures::broker::{Kafka, Listener, Security};
 use fixtures::certificates::{Authority, Certificate};
-use fixtures::postgres::{Postgres, TEST_PASSWORD, Version};
+use fixtures::postgres::{Encrypted, TEST_PASSWORD};
 use serde_json::Value;
 use tokio::sync::OnceCell;
 
@@ -17,64 +17,28 @@ const DDL: &str = "CREATE TABLE item (id bigint PRIMARY KEY, n int NOT NULL)";
 /// Looks like a number, and is none.
 const KAFKA_PASSWORD: &str = "00481516234200";
 
-/// A source that lets its users in with TLS only. Its certificate is for `localhost`, not for
-/// 127.0.0.1.
-struct Source {
-    server: Postgres,
-    authority: Authority,
-    rules: tempfile::NamedTempFile,
-}
+/// On a server that has TLS.
+struct Source(Encrypted);
 
 impl Source {
     async fn start() -> Result<Self> {
-        let authority = Authority::new()?;
-        let certificate = authority.issue("server", &["DNS:localhost"])?;
-        authority.for_postgres(&certificate)?;
-        let rules = tempfile::NamedTempFile::new()?;
-        let source = Self {
-            server: Postgres::start_with(
-                Version::Legacy15,
-                &[
-                    ("ssl", "on"),
-                    ("ssl_cert_file", text(&certificate.certificate)?),
-                    ("ssl_key_file", text(&certificate.key)?),
-                    ("ssl_ca_file", text(&authority.certificate())?),
-                ],
-            )
-            .await?,
-            authority,
-            rules,
-        };
-        Ok(source)
+        Ok(Self(Encrypted::start().await?))
     }
 
     /// From now on everybody but the owner comes in by these rules of `pg_hba.conf`.
-    async fn admit(&self, rules: &str) -> Result<()> {
-        use std::os::unix::fs::PermissionsExt as _;
-        let owner = "host all postgres 127.0.0.1/32 scram-sha-256";
-        std::fs::write(self.rules.path(), format!("{owner}\n{rules}\n"))?;
-        let readable = std::fs::Permissions::from_mode(0o644);
-        std::fs::set_permissions(self.rules.path(), readable)?;
-        let owner = self.server.superuser("postgres").await?;
-        let set = format!("ALTER SYSTEM SET hba_file = '{}'", text(self.rules.path())?);
-        owner.batch_execute(&set).await?;
-        Ok(())
-    }
-
     async fn rig(&mut self, rules: &str) -> Result<Rig> {
-        self.admit(rules).await?;
-        self.server.restart().await?;
-        Rig::on(&self.server, &[ITEM], DDL).await
+        self.0.admit(rules).await?;
+        Rig::on(&self.0.server, &[ITEM], DDL).await
     }
 
     /// With the host's name.
     fn url(&self, rig: &Rig) -> String {
-        let (role, port, database) = (&rig.role, self.server.port(), &rig.database);
+        let (role, port, database) = (&rig.role, self.0.server.port(), &rig.database);
         format!("postgres://{role}@localhost:{port}/{database}")
     }
 
     fn tls(&self, mode: &str) -> String {
-        tls("postgres", mode, &self.authority.certificate())
+        tls("postgres", mode, &self.0.authority.certificate())
     }
 }
 
@@ -231,11 +195,11 @@ async fn a_client_certificate_lets_in_without_a_password() -> Result<()> {
         (Some(2), vec!["tls_client_certificate".to_owned()]),
         "{output}"
     );
-    let mine = source.authority.issue(&rig.role, &[])?;
+    let mine = source.0.authority.issue(&rig.role, &[])?;
     let section = format!("{}{}", source.tls("verify-full"), shown(&mine));
     streams(&plan.clone().sections(&section), &rig).await?;
     // The key of another certificate.
-    let other = source.authority.issue("other", &[])?;
+    let other = source.0.authority.issue("other", &[])?;
     let mixed = Certificate {
         key: other.key,
         ..mine

@@ -9,11 +9,13 @@
 //!
 //! Not in `service`: that is what every binary does, whoever it talks to.
 
+pub mod access;
 pub mod backoff;
 pub mod postgres;
 pub mod secret;
 pub mod tls;
 
+pub use access::{Access, AccessError};
 pub use postgres::Endpoint;
 pub use secret::{SecretError, secret};
 pub use tls::{TlsConfig, TlsError, TlsMode};

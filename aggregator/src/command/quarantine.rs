@@ -102,7 +102,7 @@ impl Entry {
 /// Where the view, the connector or the aggregator cannot be reached, or there is no such key.
 pub async fn run(config: &Config, command: Command) -> anyhow::Result<ExitCode> {
     let settings = ["default_transaction_read_only = on".to_owned()];
-    let view = Session::open(&config.view.url, "aggregator quarantine", &settings)
+    let view = Session::open(&config.view, "aggregator quarantine", &settings)
         .await
         .map_err(|failure| anyhow::anyhow!("{}", failure.in_words()))?;
     match command {

@@ -143,7 +143,7 @@ async fn open_view(config: &Config, application_name: &str) -> Result<Session, F
         "default_transaction_read_only = on".to_owned(),
         "max_parallel_workers_per_gather = 0".to_owned(),
     ];
-    Session::open(&config.view.url, application_name, &settings).await
+    Session::open(&config.view, application_name, &settings).await
 }
 
 async fn begin<'a>(
@@ -151,11 +151,11 @@ async fn begin<'a>(
     config: &'a Config,
     source: &'a str,
 ) -> Result<source::Comparison<'a>, VerifyError> {
-    let url = config.verify.sources.get(source).ok_or_else(|| {
+    let way = config.verify.sources.get(source).ok_or_else(|| {
         VerifyError::Cannot(format!(
-            "verify.sources.{source} is not set: the connector's \
+            "verify.sources.{source}.url is not set: the connector's \
             postgres://USER:PASSWORD@HOST:PORT/DATABASE"
         ))
     })?;
-    source::Comparison::begin(view, config, source, url).await
+    source::Comparison::begin(view, config, source, way).await
 }

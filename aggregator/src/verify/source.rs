@@ -10,14 +10,13 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use kafka::{Lsn, Position};
-use secrecy::SecretString;
 use tokio_postgres::{Client, Row};
 
 use super::progress::{Place, Progress};
 use super::report::{Difference, Report};
 use super::row::{hash, quoted, range};
 use super::{Slice, VerifyError};
-use crate::config::{Config, VerifyConfig};
+use crate::config::{Config, SourceConfig, VerifyConfig};
 use crate::mirror::{TABLES, Table};
 use crate::session::Session;
 
@@ -44,7 +43,7 @@ impl<'a> Comparison<'a> {
         view: &'a Session,
         config: &'a Config,
         source: &'a str,
-        url: &SecretString,
+        way: &SourceConfig,
     ) -> Result<Self, VerifyError> {
         let settings = [
             "TimeZone = 'UTC'",
@@ -57,7 +56,7 @@ impl<'a> Comparison<'a> {
             "max_parallel_workers_per_gather = 0",
         ]
         .map(str::to_owned);
-        let session = Session::open_source(url, source, "tributary verify", &settings).await?;
+        let session = Session::open_source(way, source, "tributary verify", &settings).await?;
         let row = view
             .client
             .query_opt(

@@ -81,7 +81,7 @@ struct Sweeper<'a> {
 impl<'a> Sweeper<'a> {
     async fn open(config: &'a Config, shared: &'a SharedSweep) -> Result<Self, VerifyError> {
         let view = super::open_view(config, "aggregator sweep").await?;
-        let keeper = Session::open(&config.view.url, "aggregator sweep", &[]).await?;
+        let keeper = Session::open(&config.view, "aggregator sweep", &[]).await?;
         let sql = "SELECT state FROM aggregator.sweep";
         let row = keeper.client.query_opt(sql, &[]).await;
         let row = row.map_err(VerifyError::database("read how far the sweep is"))?;

@@ -89,7 +89,7 @@ impl View {
         settings.push(format!(
             "idle_in_transaction_session_timeout = {silence_max_ms}"
         ));
-        let session = Session::open(&config.url, "aggregator", &settings).await?;
+        let session = Session::open(config, "aggregator", &settings).await?;
         migrate(&session.client, &config.readers, &config.replicators).await?;
         let mut view = Self::take_over(session, sources).await?;
         view.agree(discrepancies).await?;

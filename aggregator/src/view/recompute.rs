@@ -168,8 +168,7 @@ mod tests {
         let name = fixtures::servers::database(server, "named").await?;
         let config = ViewConfig {
             url: server.superuser_url(&name).into(),
-            readers: Vec::new(),
-            replicators: Vec::new(),
+            ..ViewConfig::default()
         };
         let sources = crate::SOURCES.map(str::to_owned);
         let terms = DiscrepanciesConfig::default();

@@ -320,8 +320,7 @@ mod tests {
         let name = fixtures::servers::database(server, "plans").await?;
         let config = ViewConfig {
             url: server.superuser_url(&name).into(),
-            readers: Vec::new(),
-            replicators: Vec::new(),
+            ..ViewConfig::default()
         };
         let sources = crate::SOURCES.map(str::to_owned);
         drop(

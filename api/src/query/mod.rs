@@ -5,6 +5,7 @@
 //! in the first columns, as arrays, and are followed by the row's; where the row is missing its
 //! columns are null and the positions are still there.
 
+mod connect;
 mod poll;
 
 use std::sync::Arc;
@@ -15,12 +16,13 @@ use deadpool_postgres::{
     Hook, Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts,
 };
 use kafka::Position;
-use secrecy::ExposeSecret;
+use links::AccessError;
 use serde::Serialize;
 use service::fault;
+use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{NoTls, Row};
 
+use connect::Connector;
 pub use poll::{Waited, Waits};
 
 use crate::cache::CachedRow;
@@ -98,8 +100,8 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// Why the view could not be read. Not for clients: it is logged here once.
 #[derive(Debug, thiserror::Error)]
 pub enum ViewError {
-    #[error("the view's URL does not parse: {0}; write postgres://user:password@host:port/view")]
-    Url(#[source] tokio_postgres::Error),
+    #[error(transparent)]
+    Access(#[from] AccessError),
     #[error("the pool of connections to the view cannot be made: {0}")]
     Build(#[source] deadpool_postgres::BuildError),
     #[error("no connection to the view: {}; check view.url and the database", chain(.0))]
@@ -127,26 +129,12 @@ impl View {
     /// Nothing is connected yet.
     ///
     /// # Errors
-    /// A URL that does not parse.
+    /// A URL that does not parse, or a file that is not what it should be.
     pub fn new(config: &ViewConfig, sources: &[String]) -> Result<Self, ViewError> {
-        let mut postgres: tokio_postgres::Config =
-            config.url.expose_secret().parse().map_err(ViewError::Url)?;
-        // Read-only twice: the role may read `public` only, and every session says so.
-        let options = format!(
-            "{} -c default_transaction_read_only=on -c statement_timeout={} -c TimeZone=UTC",
-            postgres.get_options().unwrap_or_default(),
-            config.statement_timeout_ms
-        );
-        postgres
-            .options(options.trim())
-            .application_name("tributary-api")
-            .connect_timeout(Duration::from_millis(config.connect_timeout_ms))
-            .tcp_user_timeout(Duration::from_millis(
-                config.statement_timeout_ms + config.connect_timeout_ms,
-            ));
-        let manager = Manager::from_config(
-            postgres,
-            NoTls,
+        let connector = Connector::new(config)?;
+        let manager = Manager::from_connect(
+            connector.address(),
+            connector,
             ManagerConfig {
                 recycling_method: RecyclingMethod::Fast,
             },

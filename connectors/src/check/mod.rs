@@ -13,11 +13,11 @@ mod table;
 
 use std::net::IpAddr;
 
-use links::Endpoint;
+use links::{AccessError, Endpoint};
 use tokio_postgres::SimpleQueryRow;
 use tokio_postgres::config::Host;
 
-use crate::config::{ConnectorConfig, EndpointError};
+use crate::config::ConnectorConfig;
 use crate::replication::{ReplicationClient, ReplicationConfig};
 use crate::source::session::{self, Session, SourceError};
 
@@ -124,18 +124,18 @@ async fn source_findings(config: &ConnectorConfig) -> Vec<Finding> {
 pub(crate) fn address(config: &ConnectorConfig) -> Result<(Endpoint, Vec<Finding>), Vec<Finding>> {
     let endpoint = config.postgres.endpoint().map_err(|error| {
         let (code, place, advice) = match &error {
-            EndpointError::Url(_) => (
+            AccessError::Url { .. } => (
                 "url",
                 "postgres.url",
                 "write postgres://user:password@host:port/database (TLS: section [postgres.tls])",
             ),
-            EndpointError::TwoPasswords => ("password", "postgres.password", "leave one"),
-            EndpointError::Secret(_) => (
+            AccessError::TwoPasswords { .. } => ("password", "postgres.password", "leave one"),
+            AccessError::Secret(_) => (
                 "password",
                 "postgres.password",
                 "set postgres.password or postgres.password_file",
             ),
-            EndpointError::Tls(_) => ("tls", "postgres.tls", "correct [postgres.tls]"),
+            AccessError::Tls { .. } => ("tls", "postgres.tls", "correct [postgres.tls]"),
         };
         vec![Finding::wrong(code, place, error.to_string()).setting(place, advice)]
     })?;

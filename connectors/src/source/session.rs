@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, pin_mut};
-use links::Endpoint;
+use links::{AccessError, Endpoint};
 use service::fault::in_force;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, CopyOutStream, SimpleQueryMessage, SimpleQueryRow};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::config::EndpointError;
 use crate::replication::{SERVER_STARTED, SESSION_SETTINGS, addresses};
 
 /// For an answer, where nobody says otherwise.
@@ -23,7 +22,7 @@ const CANCELLED_INSTEAD: &str = "SELECT pg_sleep(1)";
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     #[error(transparent)]
-    Endpoint(#[from] EndpointError),
+    Endpoint(#[from] AccessError),
     #[error("cannot connect to the source at {address}: {}", reason(.source))]
     Connect {
         address: String,

@@ -54,7 +54,11 @@ fn section(page: &mut String, root: &Object, object: &Object, path: &[&str]) -> 
         let text = meaning(property, target);
         ensure!(!text.is_empty(), "{path:?} {key} has no description");
         if target.contains_key("properties") {
-            sections.push((key.as_str(), target, text));
+            sections.push((vec![key.as_str()], target));
+            continue;
+        }
+        if let Some(each) = each(root, target)? {
+            sections.push((vec![key.as_str(), "NAME"], each));
             continue;
         }
         let default = match property.get("default").or_else(|| target.get("default")) {
@@ -78,10 +82,19 @@ fn section(page: &mut String, root: &Object, object: &Object, path: &[&str]) -> 
             "\n| key | type | default | meaning |\n|---|---|---|---|\n{rows}"
         );
     }
-    for (key, target, _) in sections {
-        section(page, root, target, &[path, &[key]].concat())?;
+    for (below, target) in sections {
+        section(page, root, target, &[path, &below].concat())?;
     }
     Ok(())
+}
+
+/// What a table has by name, if that is a section.
+fn each<'a>(root: &'a Object, target: &'a Object) -> Result<Option<&'a Object>> {
+    let each = target
+        .get("additionalProperties")
+        .and_then(Value::as_object);
+    let each = each.map(|each| resolve(root, each)).transpose()?;
+    Ok(each.filter(|each| each.contains_key("properties")))
 }
 
 /// What a reference, alone or beside `null`, stands for.
