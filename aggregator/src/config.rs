@@ -55,7 +55,8 @@ pub struct SweepConfig {
     /// Is it done? Mirrors are compared with the sources that `verify.sources` names. Default false.
     #[garde(skip)]
     pub enabled: bool,
-    /// Rows a second that are compared, at most. Default 1000.
+    /// Rows a second that are compared, at most; unified tables take a tenth of the time at most, too.
+    /// Default 1000.
     #[garde(range(min = 1, max = 1_000_000))]
     pub rows_per_second: u32,
     /// Rows of a slice. Default 500.

@@ -1,5 +1,6 @@
 //! The aggregator against a real view database, and a real broker where it is followed.
 
+mod compared;
 mod definitions;
 mod discrepancies;
 mod encrypted;

@@ -6,7 +6,7 @@
 //! source that is behind.
 
 use std::convert::Infallible;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use links::backoff::Backoff;
 use metrics::counter;
@@ -30,6 +30,9 @@ const BACKOFF_FIRST: Duration = Duration::from_secs(1);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 /// Differences that are remembered by name.
 const NAMED_MAX: usize = 20;
+
+/// A slice of a unified table is followed by a rest of so many times as long.
+const RESTS: u32 = 9;
 
 /// A table that is compared.
 #[derive(Clone, Copy)]
@@ -234,6 +237,7 @@ impl<'a> Sweeper<'a> {
             _ => None,
         };
         loop {
+            let began = Instant::now();
             let mut report = Report::default();
             let (view, rows_max) = (&self.view, self.config.sweep.slice_rows);
             let slice = unified::slice(
@@ -247,8 +251,11 @@ impl<'a> Sweeper<'a> {
             let Slice { end, rows_read } = slice.await?;
             after = end;
             let place = after.clone().map(Place::Behind);
+            let busy = began.elapsed();
             self.compared(resource.table, &report, place, rows_read)
                 .await?;
+            // A row may have any number of contributions.
+            tokio::time::sleep(busy * RESTS).await;
             if after.is_none() {
                 return Ok(());
             }

@@ -1,6 +1,7 @@
 //! The unified tables against the mirrors, range by range, each in a snapshot of its own: in any
 //! snapshot of the view the two agree.
 
+use service::fault;
 use tokio_postgres::Row;
 
 use super::progress::{Place, Progress};
@@ -8,7 +9,7 @@ use super::report::{Difference, Key, Report};
 use super::{Slice, VerifyError};
 use crate::config::Config;
 use crate::session::Session;
-use crate::view::discrepancies::compared;
+use crate::view::discrepancies;
 use crate::view::resource::{Known, Resource};
 use crate::view::unified::RESOURCES;
 
@@ -37,7 +38,7 @@ pub(super) async fn compare(
 
 /// All that is compared with the mirrors.
 pub(super) fn resources() -> impl Iterator<Item = &'static Resource> {
-    RESOURCES.into_iter().chain(compared())
+    RESOURCES.into_iter().chain(discrepancies::compared())
 }
 
 struct Comparison<'a, F> {
@@ -78,8 +79,33 @@ impl<F: Fn(&Difference)> Comparison<'_, F> {
     }
 }
 
-/// Compares the rows behind this key, so many at most.
+/// Compares the rows behind this key, so many at most (of totals: until the first column of their key
+/// changes), in one snapshot: a source that is served from now on changes what rows should be.
 pub(super) async fn slice(
+    view: &Session,
+    resource: &Resource,
+    after: Option<&[String]>,
+    rows_max: u32,
+    report: &mut Report,
+    found: &impl Fn(&Difference),
+) -> Result<Slice<Vec<String>>, VerifyError> {
+    if !fault::in_force("compared_in_one_snapshot") {
+        return compared(view, resource, after, rows_max, report, found).await;
+    }
+    let doing = "read the view in one snapshot";
+    let say = async |sql| {
+        view.client
+            .batch_execute(sql)
+            .await
+            .map_err(VerifyError::database(doing))
+    };
+    say("BEGIN ISOLATION LEVEL REPEATABLE READ").await?;
+    let slice = compared(view, resource, after, rows_max, report, found).await;
+    say(if slice.is_ok() { "COMMIT" } else { "ROLLBACK" }).await?;
+    slice
+}
+
+async fn compared(
     view: &Session,
     resource: &Resource,
     after: Option<&[String]>,
@@ -91,9 +117,9 @@ pub(super) async fn slice(
     let rows = query(view, &resource.range_sql(after, rows_max)).await?;
     let (count, last): (i64, Option<Vec<String>>) = rows
         .first()
-        .map_or((0, None), |row| (row.get(0), Some(row.get(1))));
+        .map_or((0, None), |row| (row.get(0), row.get(1)));
     // The last range has no end: rows may be missing behind the last one there is.
-    let end = last.filter(|_| count == i64::from(rows_max));
+    let end = last.filter(|_| count >= i64::from(rows_max));
     let sql = resource.differences_sql(&known, after, end.as_deref());
     for row in query(view, &sql).await? {
         let difference = Difference {
@@ -108,7 +134,6 @@ pub(super) async fn slice(
     Ok(Slice { end, rows_read })
 }
 
-/// A source that is served from now on changes what rows should be.
 async fn known(view: &Session) -> Result<Known, VerifyError> {
     let sql = "SELECT source FROM public.positions WHERE epoch IS NOT NULL";
     let rows = query(view, sql).await?;

@@ -43,7 +43,8 @@ pub(crate) struct Rows {
     /// A SELECT of the keys that a change touches; `$2` is the ids that `named_by` gives, `$3` and
     /// on those of `through`.
     pub touched: &'static str,
-    /// A SELECT of every key that has a row or should have one.
+    /// A SELECT of every key that has a row or should have one; where no index finds them by the key, it
+    /// says itself how the range from behind `{after}` to `{end}` is found.
     pub all: &'static str,
     /// A SELECT of the key, `present`, the columns and `degraded` for every row of
     /// `touched (key)`; `present` is whether there is such a row. `{source}` stands for whether
@@ -159,7 +160,7 @@ impl Resource {
     /// The statement for all rows: `$1` is the revision, unless this is private. Only rows that
     /// differ change.
     pub(crate) fn all_sql(&self, known: &Known) -> String {
-        self.merge(&self.all(known, "true"), known)
+        self.merge(&self.all(known, None, None), known)
     }
 
     /// The statement for rows that are named: `$1` is the revision, unless this is private, then an
@@ -180,14 +181,22 @@ impl Resource {
         self.merge(&computed, known)
     }
 
-    fn all(&self, known: &Known, range: &str) -> Computed {
+    fn all(&self, known: &Known, after: Option<&[String]>, end: Option<&[String]>) -> Computed {
+        let range = self.range(after, end);
         match &self.kept {
             Kept::Rows(rows) => {
                 let keys = self.key_list("");
-                let touched = format!("SELECT {keys} FROM ({}) AS a WHERE {range}", rows.all);
+                let all = bounded(rows.all, after, end);
+                let touched = format!("SELECT {keys} FROM ({all}) AS a WHERE {range}");
                 self.computed(rows, &touched, known)
             }
-            Kept::Totals(totals) => totals.all(self, known, range),
+            Kept::Totals(totals) => {
+                let found = totals
+                    .found_by
+                    .map(|found| self.first_in_range(found, after, end));
+                let found = found.unwrap_or_else(|| "true".to_owned());
+                totals.all(self, known, &range, &found)
+            }
         }
     }
 
@@ -247,7 +256,7 @@ impl Resource {
             WHERE (s.present <> (r.{first} IS NOT NULL))
                 OR (s.present AND ({current}) IS DISTINCT FROM ({should}))
             ORDER BY {of_should}",
-            computed = self.all(known, &self.range(after, end)).0,
+            computed = self.all(known, after, end).0,
             should_be = self.should_be(known),
             key = self.key_text("s."),
             differs = join(differs),
@@ -257,38 +266,73 @@ impl Resource {
         )
     }
 
-    /// How many rows the range has that begins behind `after` and has at most `rows_max`, and
-    /// the key of its last as text; no row where there is none.
+    /// How many rows the range has that begins behind `after` and has `rows_max` of them, and the key
+    /// of its last as text, none where there is no row. A range of totals goes on to where the first
+    /// column of the key changes, and is named by that alone: then each contribution is read for one
+    /// range. Where no index finds contributions, all is one range.
     pub(crate) fn range_sql(&self, after: Option<&[String]>, rows_max: u32) -> String {
-        format!(
-            "SELECT count(*) OVER (), {key} FROM (
-                SELECT {keys} FROM {table} WHERE {range} ORDER BY {keys} LIMIT {rows_max}
-            ) AS r ORDER BY ({keys}) DESC LIMIT 1",
-            key = self.key_text("r."),
-            keys = self.key_list(""),
-            table = self.table,
-            range = self.range(after, None),
-        )
+        let (table, keys, range) = (self.table, self.key_list(""), self.range(after, None));
+        match self.totals().map(|totals| totals.found_by) {
+            None => format!(
+                "SELECT count(*) OVER (), {key} FROM (
+                    SELECT {keys} FROM {table} WHERE {range} ORDER BY {keys} LIMIT {rows_max}
+                ) AS r ORDER BY ({keys}) DESC LIMIT 1",
+                key = self.key_text("r."),
+            ),
+            Some(Some(_)) => format!(
+                "SELECT (SELECT count(*) FROM {table} WHERE {range} AND {first} <= l.last),
+                    CASE WHEN l.last IS NOT NULL THEN ARRAY[l.last::text] END
+                FROM (
+                    SELECT max({first}) AS last FROM (
+                        SELECT {first} FROM {table} WHERE {range} ORDER BY {keys} LIMIT {rows_max}
+                    ) AS r
+                ) AS l",
+                first = self.key[0].0,
+            ),
+            Some(None) => format!("SELECT count(*), NULL::text[] FROM {table}"),
+        }
     }
 
-    /// Keys of a range, as a condition. The first column's bounds are said once more alone: for a
-    /// plan that looks for what the rest of the key stands in.
+    /// Keys of a range, as a condition. Its ends may name the first columns of a key alone. The first
+    /// column's bounds are said once more by themselves: for a plan that looks for what the rest of the
+    /// key stands in.
     fn range(&self, after: Option<&[String]>, end: Option<&[String]>) -> String {
-        let (first, _) = self.key[0];
-        let bound = |key: Option<&[String]>, of_key: &str, of_first: &str| {
-            let values: Vec<_> = key?
-                .iter()
-                .zip(self.key)
-                .map(|(value, (_, sql))| format!("'{}'::{sql}", value.replace('\'', "''")))
-                .collect();
-            let whole = format!("({}) {of_key} ({})", self.key_list(""), values.join(", "));
-            Some(match values.as_slice() {
-                [_] => whole,
-                all => format!("{whole} AND {first} {of_first} {}", all[0]),
-            })
+        let is_whole = matches!(&self.kept, Kept::Totals(totals) if totals.found_by.is_none());
+        if is_whole {
+            return "true".to_owned();
+        }
+        let bound = |key: &[String], comparison: &str| {
+            let named: Vec<_> = self.key.iter().zip(key).collect();
+            let names = join(named.iter().map(|((name, _), _)| (*name).to_owned()));
+            let values = join(named.iter().map(|((_, sql), value)| constant(value, sql)));
+            format!("({names}) {comparison} ({values})")
         };
-        let bounds = [bound(after, ">", ">="), bound(end, "<=", "<=")];
-        let bounds: Vec<_> = bounds.into_iter().flatten().collect();
+        let mut bounds = Vec::new();
+        bounds.extend(after.map(|key| bound(key, ">")));
+        bounds.extend(end.map(|key| bound(key, "<=")));
+        if bounds.is_empty() {
+            return "true".to_owned();
+        }
+        if self.key.len() > 1 {
+            bounds.push(self.first_in_range(self.key[0].0, after, end));
+        }
+        bounds.join(" AND ")
+    }
+
+    /// Whether this is the first column of a key of a range.
+    fn first_in_range(
+        &self,
+        first: &str,
+        after: Option<&[String]>,
+        end: Option<&[String]>,
+    ) -> String {
+        let sql = self.key[0].1;
+        let after = after.map(|key| {
+            let comparison = if key.len() == 1 { ">" } else { ">=" };
+            format!("{first} {comparison} {}", constant(&key[0], sql))
+        });
+        let end = end.map(|key| format!("{first} <= {}", constant(&key[0], sql)));
+        let bounds: Vec<_> = [after, end].into_iter().flatten().collect();
         if bounds.is_empty() {
             "true".to_owned()
         } else {
@@ -359,6 +403,18 @@ impl Resource {
             .collect();
         unknown.into_iter().collect()
     }
+}
+
+/// Where a SELECT of all keys names the ends of the range of ids that is wanted of it, it gets them.
+fn bounded(all: &str, after: Option<&[String]>, end: Option<&[String]>) -> String {
+    let id = |key: Option<&[String]>| key.and_then(|key| key.first()?.parse::<i64>().ok());
+    let (after, end) = (id(after).unwrap_or(i64::MIN), id(end).unwrap_or(i64::MAX));
+    all.replace("{after}", &constant(&after.to_string(), "bigint"))
+        .replace("{end}", &constant(&end.to_string(), "bigint"))
+}
+
+fn constant(value: &str, sql: &str) -> String {
+    format!("'{}'::{sql}", value.replace('\'', "''"))
 }
 
 /// Whether each source is known, for its name in braces.

@@ -20,8 +20,9 @@ pub(crate) struct Totals {
     pub takes: &'static [&'static str],
     /// A SELECT of the key and the sums of what one row `p` contributes, any number of rows.
     pub contributions: &'static str,
-    /// A condition on `p` that is true where it contributes to a key of `touched`.
-    pub near: &'static str,
+    /// What of `p` is the first column of the keys that it contributes to, where an index finds `p`
+    /// by that. None: what contributes to a key is found only by reading all.
+    pub found_by: Option<&'static str>,
     /// The columns that are sums of the contributions'. The first counts them: a row without any
     /// is none.
     pub sums: &'static [&'static str],
@@ -148,33 +149,67 @@ impl Totals {
         ))
     }
 
-    /// The sums of all contributions to the keys of a range.
-    pub(super) fn all(&self, resource: &Resource, known: &Known, range: &str) -> Computed {
-        let touched = format!(
-            "
-                SELECT {keys} FROM (
-                    SELECT {of_part} FROM {of} AS p CROSS JOIN LATERAL ({contributions}) AS c
-                    WHERE {is_known}
-                    UNION SELECT {keys} FROM {table}
-                ) AS a WHERE {range}
-            ",
-            keys = resource.key_list(""),
+    /// The sums of all contributions to the keys of a range, each contribution read once. `range` is the
+    /// range of the keys, and `found` that of [`Totals::found_by`].
+    pub(super) fn all(
+        &self,
+        resource: &Resource,
+        known: &Known,
+        range: &str,
+        found: &str,
+    ) -> Computed {
+        let either = resource.key.iter();
+        let either = either.map(|(name, _)| format!("coalesce(s.{name}, k.{name}) AS {name}"));
+        Computed(format!(
+            "summed AS (
+                SELECT {of_part}, {sums} FROM {of} AS p CROSS JOIN LATERAL ({contributions}) AS c
+                WHERE {is_known} AND {found} GROUP BY {of_part}
+            ),
+            total AS (
+                SELECT {either}, {zeros} FROM summed AS s
+                FULL JOIN (SELECT {keys} FROM {table} WHERE {range}) AS k ON ({of_summed}) = ({of_k})
+            ),
+            {computed}",
             of_part = resource.key_list("c."),
+            sums = self.sums_of_all(),
             of = self.of.table(),
             contributions = self.contributions,
             is_known = self.of.is_known(known),
+            either = join(either),
+            zeros = self.zeros(),
+            keys = resource.key_list(""),
             table = resource.table,
-        );
-        self.of_keys(resource, known, &touched)
+            of_summed = resource.key_list("s."),
+            of_k = resource.key_list("k."),
+            computed = self.computed(resource),
+        ))
     }
 
-    /// The same of the keys that this SELECT gives.
+    fn sums_of_all(&self) -> String {
+        let sums = self.sums.iter();
+        join(sums.map(|name| format!("sum(coalesce(c.{name}, 0)) AS {name}")))
+    }
+
+    /// A key that nothing contributes to has sums of nothing.
+    fn zeros(&self) -> String {
+        let sums = self.sums.iter();
+        join(sums.map(|name| format!("coalesce(s.{name}, 0) AS {name}")))
+    }
+
+    /// Is what contributes to a row of `touched`?
+    fn near(&self, resource: &Resource) -> String {
+        match self.found_by {
+            Some(found_by) => format!("{found_by} IN (SELECT {} FROM touched)", resource.key[0].0),
+            None => format!(
+                "({}) IN (SELECT {} FROM touched)",
+                resource.key_list("c."),
+                resource.key_list("")
+            ),
+        }
+    }
+
+    /// The sums of all contributions to the keys that this SELECT gives.
     pub(super) fn of_keys(&self, resource: &Resource, known: &Known, touched: &str) -> Computed {
-        let sums = self
-            .sums
-            .iter()
-            .map(|name| format!("sum(coalesce(c.{name}, 0)) AS {name}"));
-        let zero = |name: &&str| format!("coalesce(s.{name}, 0) AS {name}");
         Computed(format!(
             "touched AS ({touched}),
             summed AS (
@@ -190,10 +225,10 @@ impl Totals {
             of = self.of.table(),
             contributions = self.contributions,
             is_known = self.of.is_known(known),
-            sums = join(sums),
-            near = self.near,
+            sums = self.sums_of_all(),
+            near = self.near(resource),
             of_touched = resource.key_list("k."),
-            zeros = join(self.sums.iter().map(zero)),
+            zeros = self.zeros(),
             of_summed = resource.key_list("s."),
             computed = self.computed(resource),
         ))

@@ -100,7 +100,8 @@ fn all() -> String {
     for rule in &RULES {
         let _ = write!(
             all,
-            "\nUNION SELECT b.key * 100 + {} FROM ({}) AS b WHERE b.key BETWEEN -{KEY_MAX} AND {KEY_MAX}",
+            "\nUNION SELECT b.key * 100 + {} FROM ({}) AS b WHERE b.key BETWEEN
+                greatest(-{KEY_MAX}, {{after}} / 100 - 1) AND least({KEY_MAX}, {{end}} / 100 + 1)",
             rule.number,
             broken(rule),
         );

@@ -24,7 +24,7 @@ pub(crate) static CUSTOMERS: Resource = Resource {
         contributions: "
             SELECT p.customer_id AS id, 1 AS order_count, p.total AS ordered, p.paid
             WHERE p.customer_id IS NOT NULL",
-        near: "p.customer_id IN (SELECT id FROM touched)",
+        found_by: Some("p.customer_id"),
         sums: &["order_count", "ordered", "paid"],
         derived: &[("balance", "t.ordered - t.paid")],
         degraded: "EXISTS (

@@ -30,7 +30,7 @@ pub(crate) static DAILY_SALES: Resource = Resource {
                 AS l (product_id bigint, quantity bigint, amount numeric)
             WHERE p.ordered_at IS NOT NULL AND l.product_id IS NOT NULL
             GROUP BY l.product_id",
-        near: "(p.ordered_at AT TIME ZONE 'UTC')::date IN (SELECT day FROM touched)",
+        found_by: Some("(p.ordered_at AT TIME ZONE 'UTC')::date"),
         sums: &["orders", "units", "revenue"],
         derived: &[],
         degraded: "EXISTS (

@@ -21,7 +21,7 @@ pub(crate) static PRODUCT_TOTALS: Resource = Resource {
             SELECT p.item_id AS product_id, 1 AS line_count, p.quantity AS units_sold,
                 p.quantity * p.unit_price AS revenue
             WHERE p.item_id IS NOT NULL",
-        near: "p.item_id IN (SELECT product_id FROM touched)",
+        found_by: None,
         sums: &["line_count", "units_sold", "revenue"],
         derived: &[],
         degraded: "false",
