@@ -6,13 +6,16 @@
 //! then all the new ones, at positions that are not behind. Rows that come out as they were are not
 //! touched.
 
+use std::ptr;
+
 use service::fault;
 use tokio_postgres::{Client, Error};
 
 use super::View;
 use super::discrepancies;
-use super::resource::{Known, Resource};
+use super::resource::{Kept, Known, Resource, Rows};
 use super::statements::Statements;
+use super::totals::{Of, Totals};
 use super::unified::RESOURCES;
 use crate::failure::Failure;
 use crate::mirror::Side;
@@ -28,6 +31,99 @@ const NOTE: &str = "
     SELECT d.resource, encode(sha256(convert_to(d.sql, 'UTF8')), 'hex')
     FROM unnest($1::text[], $2::text[]) AS d (resource, sql)
     ON CONFLICT (resource) DO UPDATE SET checksum = excluded.checksum";
+
+/// Refuses definitions whose rows would not follow from the mirrors, whatever is changed.
+pub(super) fn check() -> Result<(), Failure> {
+    unsound(&RESOURCES).map_or(Ok(()), |why| Err(Failure::Prerequisite(why)))
+}
+
+/// What is wrong with the first of these definitions that cannot be kept up to date.
+///
+/// Rows move the totals of them, and nothing else does: a total that another total, or a row, is
+/// computed from has no one to tell that of. And each is computed after what it is computed from.
+fn unsound(resources: &[&'static Resource]) -> Option<String> {
+    resources.iter().enumerate().find_map(|(place, resource)| {
+        let before = &resources[..place];
+        let why = match &resource.kept {
+            Kept::Rows(rows) => unsound_rows(resource, rows, before, resources),
+            Kept::Totals(totals) => unsound_total(totals, before),
+        };
+        why.map(|why| format!("the definition of {} cannot be kept: {why}", resource.table))
+    })
+}
+
+fn unsound_total(totals: &Totals, before: &[&'static Resource]) -> Option<String> {
+    let Of::Rows(of) = totals.of else {
+        return None;
+    };
+    if of.totals().is_some() {
+        return Some(format!(
+            "it sums {of}, which is a total itself, and what moves that would not move this; sum what \
+            {of} sums",
+            of = of.table
+        ));
+    }
+    comes_late(of, before)
+}
+
+fn unsound_rows(
+    resource: &Resource,
+    rows: &Rows,
+    before: &[&'static Resource],
+    all: &[&'static Resource],
+) -> Option<String> {
+    let is_through = |of: &Resource| rows.through.iter().any(|one| ptr::eq(*one, of));
+    let mut read = all.iter().filter(|of| {
+        of.table != resource.table && (is_through(of) || mentions(rows.computed, of.table))
+    });
+    read.find_map(|of| {
+        let name = of.table;
+        let untold = match &of.kept {
+            Kept::Rows(_) => (!is_through(of)).then(|| {
+                format!(
+                    "it is computed from {name}, which `through` does not name, so that a change \
+                    of {name} would not touch it"
+                )
+            }),
+            Kept::Totals(Totals {
+                of: Of::Rows(_), ..
+            }) => Some(format!(
+                "it is computed from {name}, a total of other rows, which moves after it and tells \
+                nobody"
+            )),
+            Kept::Totals(Totals {
+                of: Of::Mirror(table),
+                ..
+            }) => {
+                let is_named = rows.named_by.iter().any(|(by, _)| by == table);
+                (is_through(of) || !is_named).then(|| {
+                    format!(
+                        "it is computed from {name}, a total, whose changes only {mirror} tells; \
+                        name that in `named_by`, and {name} not in `through`",
+                        mirror = table.mirror
+                    )
+                })
+            }
+        };
+        untold.or_else(|| comes_late(of, before))
+    })
+}
+
+fn comes_late(of: &Resource, before: &[&'static Resource]) -> Option<String> {
+    let is_before = before.iter().any(|one| one.table == of.table);
+    (!is_before).then(|| {
+        format!(
+            "it is computed from {0}, which must stand before it in RESOURCES",
+            of.table
+        )
+    })
+}
+
+/// Does the statement name the table?
+fn mentions(sql: &str, table: &str) -> bool {
+    let is_of_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
+    sql.split(|c| !is_of_name(c)).any(|word| word == table)
+}
 
 impl View {
     /// Computes what changed definitions say of the sources that are served.
@@ -94,4 +190,103 @@ fn definitions() -> (Vec<&'static str>, Vec<String>) {
         .chain(discrepancies::compared())
         .map(|resource| (resource.name(), resource.all_sql(&known)))
         .unzip()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::resource::Column;
+    use super::super::unified::named;
+    use super::*;
+    use crate::mirror::{ORDER, Table};
+
+    const COLUMNS: &[Column] = &[Column::new("customers", "bigint", None)];
+    static NAMED_BY: &[(&Table, &str)] = &[(&ORDER, "id")];
+
+    /// A total of another's rows.
+    fn total_of(of: &'static Resource) -> &'static Resource {
+        Box::leak(Box::new(Resource {
+            table: "public.regulars",
+            key: &[("order_count", "bigint")],
+            columns: COLUMNS,
+            kept: Kept::Totals(Totals {
+                of: Of::Rows(of),
+                takes: &["order_count"],
+                contributions: "SELECT p.order_count, 1 AS customers",
+                found_by: Some("p.order_count"),
+                sums: &["customers"],
+                derived: &[],
+                degraded: "false",
+            }),
+        }))
+    }
+
+    /// Rows for orders.
+    fn rows_of(through: &'static [&'static Resource], computed: &'static str) -> &'static Resource {
+        Box::leak(Box::new(Resource {
+            table: "public.ranks",
+            key: &[("id", "bigint")],
+            columns: &[],
+            kept: Kept::Rows(Rows {
+                named_by: NAMED_BY,
+                through,
+                touched: "",
+                all: "",
+                computed,
+            }),
+        }))
+    }
+
+    fn refused(more: &'static Resource) -> String {
+        let mut all = RESOURCES.to_vec();
+        all.push(more);
+        unsound(&all).unwrap_or_default()
+    }
+
+    #[test]
+    fn the_definitions_can_be_kept() {
+        assert_eq!(unsound(&RESOURCES), None);
+        let orders = named("orders").unwrap();
+        assert_eq!(refused(total_of(orders)), "");
+        assert_eq!(
+            refused(rows_of(&[], "SELECT FROM public.orders_of_old")),
+            ""
+        );
+    }
+
+    #[test]
+    fn a_total_of_a_total_is_refused() {
+        let why = refused(total_of(named("customers").unwrap()));
+        assert!(
+            why.starts_with(
+                "the definition of public.regulars cannot be kept: it sums public.customers"
+            ),
+            "{why}"
+        );
+    }
+
+    #[test]
+    fn a_row_that_nobody_would_tell_of_its_inputs_is_refused() {
+        for (computed, why) in [
+            ("SELECT FROM public.customers AS c", "moves after it"),
+            (
+                "SELECT FROM (SELECT FROM public.orders)",
+                "`through` does not name",
+            ),
+            (
+                "SELECT FROM aggregator.product_totals",
+                "only sales.sls_orderdetail tells",
+            ),
+        ] {
+            let said = refused(rows_of(&[], computed));
+            assert!(said.contains(why), "{computed}: {said}");
+        }
+    }
+
+    #[test]
+    fn what_is_computed_before_its_inputs_is_refused() {
+        let mut all = RESOURCES.to_vec();
+        all.reverse();
+        let said = unsound(&all).unwrap_or_default();
+        assert!(said.contains("must stand before it in RESOURCES"), "{said}");
+    }
 }

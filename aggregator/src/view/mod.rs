@@ -83,6 +83,7 @@ impl View {
         sources: &[String],
         silence_max: Duration,
     ) -> Result<Self, Failure> {
+        definitions::check()?;
         let mut settings = statements::SETTINGS.map(str::to_owned).to_vec();
         // A paused writer must not keep the fence's row locked.
         let silence_max_ms = silence_max.as_millis();
