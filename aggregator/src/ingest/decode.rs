@@ -72,10 +72,27 @@ impl fmt::Display for Key {
     }
 }
 
+impl Key {
+    /// What the connector wrote.
+    pub(crate) fn decode(bytes: &[u8]) -> Self {
+        #[derive(Deserialize)]
+        struct Id {
+            id: i64,
+        }
+        match serde_json::from_slice(bytes) {
+            Ok(Id { id }) => Self::Id(id),
+            Err(_) => {
+                let text = String::from_utf8_lossy(bytes).replace('\0', "\u{fffd}");
+                Self::Unreadable(text.chars().take(KEY_CHARACTERS_MAX).collect())
+            }
+        }
+    }
+}
+
 /// Reads a record of this table; never fails, whatever the bytes.
 #[must_use]
 pub fn decode(table: &'static Table, event: &Event) -> Change {
-    let key = decode_key(&event.key);
+    let key = Key::decode(&event.key);
     let (lsn, what) = match (&key, &event.value) {
         (Key::Unreadable(_), _) => (None, poison("the key is not {\"id\": number}")),
         (Key::Id(_), None) => (None, What::Now(State::Gone)),
@@ -109,7 +126,7 @@ pub(super) fn decode_quarantined(source: &str, event: &Event) -> Option<Change> 
         return None;
     }
     let key = match &quarantined.key {
-        Some(key) => decode_key(key.to_string().as_bytes()),
+        Some(key) => Key::decode(key.to_string().as_bytes()),
         None => Key::Unreadable(format!("not told, at {}", quarantined.lsn)),
     };
     let row = match &key {
@@ -156,20 +173,6 @@ fn poison(reason: impl Into<String>) -> What {
     What::Poison {
         reason: reason.into(),
         row: None,
-    }
-}
-
-fn decode_key(bytes: &[u8]) -> Key {
-    #[derive(Deserialize)]
-    struct Id {
-        id: i64,
-    }
-    match serde_json::from_slice(bytes) {
-        Ok(Id { id }) => Key::Id(id),
-        Err(_) => {
-            let text = String::from_utf8_lossy(bytes).replace('\0', "\u{fffd}");
-            Key::Unreadable(text.chars().take(KEY_CHARACTERS_MAX).collect())
-        }
     }
 }
 

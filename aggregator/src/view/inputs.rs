@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use tokio_postgres::{Client, Error};
 
-use super::quarantine::Quarantine;
+use super::quarantine::{Quarantine, Quarantined};
 use super::suspension;
 use crate::mirror::{Mirror, Side, TABLES, Table};
 
@@ -14,8 +14,8 @@ pub(crate) struct Inputs {
     /// By the name of the served mirror.
     pub mirrors: HashMap<&'static str, Mirror>,
     pub quarantine: Quarantine,
-    /// Keys in quarantine; while there are none nobody asks.
-    pub quarantined: i64,
+    /// Keys in quarantine; of others nobody asks.
+    pub quarantined: Quarantined,
     /// Tables whose events are passed over.
     pub suspended: BTreeSet<&'static Table>,
 }
@@ -29,7 +29,7 @@ impl Inputs {
         let quarantine = Quarantine::prepare(client, side).await?;
         Ok(Self {
             mirrors,
-            quarantined: quarantine.count(client).await?,
+            quarantined: quarantine.keys(client).await?,
             quarantine,
             suspended: suspension::suspended(client, side).await?,
         })
@@ -37,7 +37,7 @@ impl Inputs {
 
     /// Takes from the database what is in quarantine and suspended.
     pub(crate) async fn count(&mut self, client: &Client, side: Side) -> Result<(), Error> {
-        self.quarantined = self.quarantine.count(client).await?;
+        self.quarantined = self.quarantine.keys(client).await?;
         self.suspended = suspension::suspended(client, side).await?;
         Ok(())
     }

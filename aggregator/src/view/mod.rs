@@ -146,7 +146,7 @@ impl View {
     /// Keys that are in quarantine.
     #[must_use]
     pub fn quarantined(&self) -> i64 {
-        self.served.quarantined
+        self.served.quarantined.count()
     }
 }
 

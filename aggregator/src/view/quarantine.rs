@@ -4,8 +4,9 @@
 //! as its old state or what could be read of the new one names it, says `degraded`. The next
 //! state of the same key that can be applied ends it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
+use service::fault;
 use tokio_postgres::{Client, Error, Statement};
 
 use super::View;
@@ -36,6 +37,46 @@ pub(crate) struct Findings {
     pub sound: Vec<(&'static Table, i64, Option<Lsn>)>,
 }
 
+/// The keys that are in quarantine: as many as tables may have there before they are suspended, and
+/// those of a step more.
+#[derive(Debug, Default)]
+pub(crate) struct Quarantined {
+    count: i64,
+    /// By mirror. May name one that has left it.
+    ids: HashMap<&'static str, HashSet<i64>>,
+}
+
+impl Quarantined {
+    /// How many there are.
+    pub(crate) fn count(&self) -> i64 {
+        self.count
+    }
+
+    /// If it is false, it is not there.
+    pub(crate) fn may_have(&self, table: &Table, id: i64) -> bool {
+        // Not the design: as if any could be there while one is.
+        if !fault::in_force("quarantined_keys_alone") {
+            return self.count > 0;
+        }
+        let ids = self.ids.get(table.mirror);
+        ids.is_some_and(|ids| ids.contains(&id))
+    }
+
+    fn insert(&mut self, table: &Table, key: &Key) {
+        if let Key::Id(id) = key {
+            self.ids.entry(table.mirror).or_default().insert(*id);
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn with(table: &Table, ids: &[i64]) -> Self {
+        Self {
+            count: i64::try_from(ids.len()).unwrap_or(i64::MAX),
+            ids: HashMap::from([(table.mirror, ids.iter().copied().collect())]),
+        }
+    }
+}
+
 #[derive(Debug, Clone)]
 pub(crate) struct Quarantine {
     release: Statement,
@@ -44,7 +85,7 @@ pub(crate) struct Quarantine {
     take: Statement,
     name: Statement,
     place: Statement,
-    count: Statement,
+    keys: Statement,
 }
 
 impl Quarantine {
@@ -109,16 +150,16 @@ impl Quarantine {
                     WHERE source = $1 AND position IS NULL"
                 ))
                 .await?,
-            count: client
+            keys: client
                 .prepare(&format!(
-                    "SELECT count(*) FROM {quarantine} WHERE NOT suspended"
+                    r#"SELECT source, "table", key FROM {quarantine} WHERE NOT suspended"#
                 ))
                 .await?,
         })
     }
 
     /// Brings the quarantine to what the step found, and adds the unified rows that this
-    /// concerns to `touched`. How many keys more (or fewer) are in it then.
+    /// concerns to `touched`.
     pub(crate) async fn apply(
         &self,
         client: &Client,
@@ -126,13 +167,24 @@ impl Quarantine {
         revision: &str,
         findings: Findings,
         mirrors: &HashMap<&'static str, Mirror>,
-        touched: &mut Touched,
-    ) -> Result<i64, Error> {
+        (quarantined, touched): (&mut Quarantined, &mut Touched),
+    ) -> Result<(), Error> {
         let (released, kept) = self
             .release(client, source, &findings.sound, touched)
             .await?;
+        quarantined.count -= released;
+        for (table, id, _) in &findings.sound {
+            if let Some(ids) = quarantined.ids.get_mut(table.mirror)
+                && !kept.contains(&(*table, *id))
+            {
+                ids.remove(id);
+            }
+        }
+        for (table, key, _) in &findings.poison {
+            quarantined.insert(table, key);
+        }
         if findings.poison.is_empty() && kept.is_empty() {
-            return Ok(-released);
+            return Ok(());
         }
         let poison = findings.poison.iter();
         let poisoned = poison.map(|(table, key, _)| (table.captured, key.to_string()));
@@ -153,9 +205,8 @@ impl Quarantine {
                 ],
             )
             .await?;
-        let mut more = -released;
         for row in taken {
-            more += i64::from(row.try_get::<_, bool>(0)?);
+            quarantined.count += i64::from(row.try_get::<_, bool>(0)?);
         }
         let poison = findings.poison.iter();
         let poison = poison.map(|(table, key, poison)| (*table, key.clone(), poison.row.as_ref()));
@@ -174,7 +225,7 @@ impl Quarantine {
         client
             .execute(&self.name, &[&source, &resources, &ids, &tables, &keys])
             .await?;
-        Ok(more)
+        Ok(())
     }
 
     /// Ends the quarantine of a key, whatever its row is; whether it was there.
@@ -276,8 +327,17 @@ impl Quarantine {
         Ok(())
     }
 
-    pub(crate) async fn count(&self, client: &Client) -> Result<i64, Error> {
-        client.query_one(&self.count, &[]).await?.try_get(0)
+    /// The keys that are in it now.
+    pub(crate) async fn keys(&self, client: &Client) -> Result<Quarantined, Error> {
+        let mut keys = Quarantined::default();
+        for row in client.query(&self.keys, &[]).await? {
+            keys.count += 1;
+            let (source, table): (&str, &str) = (row.try_get(0)?, row.try_get(1)?);
+            if let Some(table) = Table::find(source, table) {
+                keys.insert(table, &Key::decode(row.try_get::<_, &str>(2)?.as_bytes()));
+            }
+        }
+        Ok(keys)
     }
 }
 
@@ -296,7 +356,7 @@ impl View {
             .discard(&self.session.client, source, table, key, &mut touched)
             .await
             .map_err(Failure::database("take a key out of quarantine"))?;
-        self.served.quarantined -= i64::from(discarded);
+        self.served.quarantined.count -= i64::from(discarded);
         self.unify(source, touched).await?;
         self.judge_touched(&[]).await?;
         self.finish().await?;

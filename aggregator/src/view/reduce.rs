@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use kafka::Lsn;
 use service::fault;
 
-use super::quarantine::{Findings, Poison};
+use super::quarantine::{Findings, Poison, Quarantined};
 use crate::ingest::{Change, Key, What};
 use crate::mirror::{State, Table};
 
@@ -18,7 +18,7 @@ type Sound = HashMap<(&'static str, i64), (&'static Table, Option<Lsn>)>;
 /// The last state a key and mirror, in the order of the partitions; what cannot be applied
 /// aside. A good state that came before poison of the same key still counts, and ends it only
 /// if it stands later in the source's log: the quarantine's records come first.
-pub(crate) fn reduce(changes: Vec<Change>, quarantined: bool) -> (States, Findings) {
+pub(crate) fn reduce(changes: Vec<Change>, quarantined: &Quarantined) -> (States, Findings) {
     let mut states = States::new();
     let mut sound = Sound::new();
     let mut poison: HashMap<(&'static str, Key), (&'static Table, Poison)> = HashMap::new();
@@ -51,7 +51,7 @@ pub(crate) fn reduce(changes: Vec<Change>, quarantined: bool) -> (States, Findin
                 if !newer {
                     poison.remove(&name);
                 }
-                if quarantined {
+                if quarantined.may_have(table, *id) {
                     sound.insert((table.mirror, *id), (table, lsn));
                 }
                 states.entry(table.mirror).or_default().insert(*id, state);
@@ -70,4 +70,33 @@ pub(crate) fn reduce(changes: Vec<Change>, quarantined: bool) -> (States, Findin
             .collect(),
     };
     (states, findings)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ingest::Record;
+    use crate::mirror::ORDER;
+
+    /// What a step costs does not depend on whether other keys are in quarantine.
+    #[test]
+    fn only_what_is_in_quarantine_may_leave_it() {
+        let gone = |id| Change {
+            table: &ORDER,
+            record: Record {
+                topic: "sales.public.sls_order".into(),
+                partition: 0,
+                offset: id,
+                timestamp_ms: 0,
+            },
+            key: Key::Id(id),
+            what: What::Now(State::Gone),
+            lsn: None,
+        };
+        let quarantined = Quarantined::with(&ORDER, &[7, 900]);
+        let (states, findings) = reduce((1..=100).map(gone).collect(), &quarantined);
+        assert_eq!(states[ORDER.mirror].len(), 100);
+        let sound: Vec<_> = findings.sound.iter().map(|(_, id, _)| *id).collect();
+        assert_eq!(sound, [7]);
+    }
 }

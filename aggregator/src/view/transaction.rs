@@ -193,7 +193,7 @@ impl View {
         if !inputs.suspended.is_empty() {
             changes.retain(|change| !inputs.suspended.contains(change.table));
         }
-        let (states, findings) = reduce(changes, inputs.quarantined > 0);
+        let (states, findings) = reduce(changes, &inputs.quarantined);
         if !self.open {
             fault::point("aggregator.before_fence").await;
         }
@@ -261,9 +261,17 @@ impl View {
             Side::Rebuilt => (&self.session.client, &mut self.rebuilt),
         };
         let mirrors = &inputs.mirrors;
-        inputs.quarantined += inputs
+        let quarantined = &mut inputs.quarantined;
+        inputs
             .quarantine
-            .apply(client, source, &revision, findings, mirrors, touched)
+            .apply(
+                client,
+                source,
+                &revision,
+                findings,
+                mirrors,
+                (quarantined, touched),
+            )
             .await
             .map_err(Failure::database("set poison aside"))?;
         self.suspend_floods(side, source, last).await
@@ -332,7 +340,7 @@ impl View {
                 positions.write(client, moved, revision),
                 positions.stand(client, source, standing),
                 async {
-                    if inputs.quarantined == 0 {
+                    if inputs.quarantined.count() == 0 {
                         return Ok(());
                     }
                     let (position, revision) = (record.at().to_string(), revision.to_string());
