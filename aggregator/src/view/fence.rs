@@ -32,10 +32,20 @@ const MOVE_BY_SOURCE: &str = "UPDATE aggregator.fence SET writer = $1, number = 
     WHERE $3::bigint IS NOT NULL AND $4::bigint IS NOT NULL AND EXISTS (
         SELECT FROM public.positions WHERE source = $5 AND writer = $6 AND number = $7)";
 
+/// Ends sessions that are within a view transaction. The caller has the lock, so they are those of
+/// predecessors; one that is paused while it sends rows or takes them the server would wait for without end.
+const END_OTHERS: &str = "
+    SELECT pg_terminate_backend(l.pid)
+    FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid
+    WHERE l.locktype = 'relation' AND l.relation = 'aggregator.fence'::regclass
+        AND a.datname = current_database() AND l.mode = 'RowExclusiveLock'
+        AND l.pid <> pg_backend_pid() AND a.usename = current_user";
+
 impl Fence {
     /// Takes over from whoever wrote last, in a transaction of its own: from its commit on
     /// nobody else passes. Makes a row of positions for each source that has none.
     pub(crate) async fn claim(client: &Client, sources: &[String]) -> Result<Self, Error> {
+        client.batch_execute(END_OTHERS).await?;
         client.batch_execute("BEGIN").await?;
         let row = client
             .query_one(
@@ -139,5 +149,40 @@ impl Fence {
 
     pub(crate) fn moved(&mut self, source: &str) {
         self.moved.insert(source.to_owned(), self.last);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+
+    use crate::config::{DiscrepanciesConfig, ViewConfig};
+    use crate::view::View;
+
+    #[tokio::test]
+    async fn a_writer_that_stopped_while_it_sends_rows_does_not_keep_the_next_one_waiting()
+    -> anyhow::Result<()> {
+        let server = fixtures::servers().view().await?;
+        let name = fixtures::servers::database(server, "fence").await?;
+        let config = ViewConfig {
+            url: server.superuser_url(&name).into(),
+            readers: Vec::new(),
+            replicators: Vec::new(),
+        };
+        let (terms, sources) = (DiscrepanciesConfig::default(), crate::SOURCES);
+        let sources = sources.map(str::to_owned);
+        let minute = Duration::from_secs(60);
+        drop(View::open(&config, &terms, &sources, minute).await?);
+
+        let stopped = server.superuser(&name).await?;
+        let begun = "BEGIN; UPDATE aggregator.fence SET number = number + 1";
+        stopped.batch_execute(begun).await?;
+        let sql = "COPY warehouse.wh_item FROM STDIN";
+        let _sends = stopped.copy_in::<_, Bytes>(sql).await?;
+        tokio::time::timeout(minute, View::open(&config, &terms, &sources, minute)).await??;
+        assert!(stopped.batch_execute("COMMIT").await.is_err());
+        Ok(())
     }
 }
