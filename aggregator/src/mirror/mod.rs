@@ -4,10 +4,11 @@
 //! A mirror knows nothing of what is made of it. It reports, of each row that really changed,
 //! the old and the new state of its reported columns; what these touch is [`crate::view`]'s.
 
+mod bulk;
 mod tables;
 mod value;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use futures_util::try_join;
 use tokio_postgres::types::ToSql;
@@ -15,7 +16,11 @@ use tokio_postgres::{Client, Row, Statement};
 
 pub use tables::TABLES;
 pub(crate) use tables::{DETAIL, ITEM, LINE, ORDER, PRICE, QUANTITY, TRANSACTION};
+pub(crate) use value::Array;
 pub use value::{Kind, Time, Value};
+
+/// Of so many rows those that are new are put in as bulk: for fewer it is not worth a question.
+const BULK_ROWS_MIN: usize = 100;
 
 /// A mirrored table. Its first column is the primary key `id`.
 #[derive(Debug)]
@@ -120,14 +125,9 @@ impl Reported {
         }
     }
 
-    /// A column as the text that a statement takes; none where it is null.
-    #[must_use]
-    pub fn text(&self, name: &str) -> Option<String> {
-        match self.value(name) {
-            Some(Value::Text(value)) => Some(value.clone()),
-            Some(Value::Integer(value)) => Some(value.to_string()),
-            Some(Value::Null | Value::Time(_)) | None => None,
-        }
+    /// A column, null where there is none of this name.
+    pub(crate) fn cloned(&self, name: &str) -> Value {
+        self.value(name).cloned().unwrap_or(Value::Null)
     }
 }
 
@@ -165,10 +165,10 @@ impl Table {
             .collect()
     }
 
-    /// The type of a column of the mirror.
-    pub(crate) fn type_of(&self, name: &str) -> &'static str {
+    /// What a column of the mirror holds.
+    pub(crate) fn kind_of(&self, name: &str) -> Kind {
         let column = self.columns.iter().find(|column| column.name == name);
-        column.map_or("text", |column| column.kind.sql())
+        column.map_or(Kind::Text, |column| column.kind)
     }
 
     fn reported(&self) -> impl Iterator<Item = &'static Column> {
@@ -197,15 +197,8 @@ impl Table {
     /// An event that leaves its row as it was changes nothing: it is neither written nor
     /// returned. What the events of a step say of one key must have been reduced to one state.
     pub(crate) fn upsert_sql(&self, side: Side) -> String {
-        let arrays = self.columns.iter().enumerate().map(|(index, column)| {
-            let (wire, sql) = (column.kind.wire(), column.kind.sql());
-            let cast = if wire == sql {
-                String::new()
-            } else {
-                format!("::{sql}[]")
-            };
-            format!("${}::{wire}[]{cast}", index + 1)
-        });
+        let arrays = self.columns.iter().enumerate();
+        let arrays = arrays.map(|(index, column)| column.kind.array_sql(index + 1));
         let arrays = arrays.collect::<Vec<_>>().join(", ");
         let others = &self.columns[1..];
         let row = |prefix: &str| {
@@ -226,6 +219,19 @@ impl Table {
             current = row("m."),
             excluded = row("excluded."),
             old = self.report("old"),
+        )
+    }
+
+    /// Parameter: ids. Returns those that are there.
+    pub(crate) fn there_sql(&self, side: Side) -> String {
+        format!("SELECT id FROM {} WHERE id = ANY($1)", self.copy(side))
+    }
+
+    fn put_sql(&self, side: Side) -> String {
+        format!(
+            "COPY {} ({}) FROM STDIN (FORMAT binary)",
+            self.copy(side),
+            self.each("*")
         )
     }
 
@@ -303,6 +309,8 @@ pub(crate) struct Mirror {
     upsert: Statement,
     delete: Statement,
     look: Statement,
+    there: Statement,
+    put: Statement,
 }
 
 impl Mirror {
@@ -321,6 +329,8 @@ impl Mirror {
             upsert: client.prepare(&table.upsert_sql(side)).await?,
             delete: client.prepare(&table.delete_sql(side)).await?,
             look: client.prepare(&look).await?,
+            there: client.prepare(&table.there_sql(side)).await?,
+            put: client.prepare(&table.put_sql(side)).await?,
         })
     }
 
@@ -343,8 +353,36 @@ impl Mirror {
         }
         // Sent one after the other without waiting in between.
         let (mut changed, deleted) =
-            try_join!(self.upsert(client, &rows), self.delete(client, &gone))?;
+            try_join!(self.bring(client, rows), self.delete(client, &gone))?;
         changed.extend(deleted);
+        Ok(changed)
+    }
+
+    /// Of many rows those that are not there yet are put in as bulk: no other session writes, so that
+    /// none can come in between.
+    async fn bring(
+        &self,
+        client: &Client,
+        rows: Vec<&Vec<Value>>,
+    ) -> Result<Vec<Changed>, tokio_postgres::Error> {
+        if rows.len() < BULK_ROWS_MIN {
+            return self.upsert(client, &rows).await;
+        }
+        let ids: Vec<_> = rows.iter().filter_map(|row| id(row)).collect();
+        let there = client.query(&self.there, &[&ids]).await?;
+        let there = there.iter().map(|row| row.try_get(0));
+        let there = there.collect::<Result<HashSet<i64>, _>>()?;
+        let (old, new): (Vec<_>, Vec<_>) = rows
+            .into_iter()
+            .partition(|row| id(row).is_some_and(|id| there.contains(&id)));
+        if !new.is_empty() {
+            bulk::put(client, &self.put, self.table.columns, &new).await?;
+        }
+        let mut changed = self.upsert(client, &old).await?;
+        changed.extend(new.into_iter().map(|row| Changed {
+            old: None,
+            new: Some(Reported::of(self.table, row)),
+        }));
         Ok(changed)
     }
 
@@ -358,7 +396,12 @@ impl Mirror {
         }
         let columns = self.table.columns.iter().enumerate();
         let arrays: Vec<_> = columns
-            .map(|(index, column)| array(column.kind, index, rows))
+            .map(|(index, column)| {
+                let values = rows
+                    .iter()
+                    .map(|row| row.get(index).unwrap_or(&Value::Null));
+                column.kind.array(values)
+            })
             .collect();
         let parameters: Vec<&(dyn ToSql + Sync)> =
             arrays.iter().map(|array| &**array as _).collect();
@@ -405,35 +448,138 @@ impl Mirror {
     }
 }
 
-/// One column of many rows as one parameter.
-fn array(kind: Kind, index: usize, rows: &[&Vec<Value>]) -> Box<dyn ToSql + Sync + Send> {
-    let column = rows
-        .iter()
-        .map(|row| row.get(index).unwrap_or(&Value::Null));
-    match kind {
-        Kind::Id | Kind::Integer => Box::new(
-            column
-                .map(|value| match value {
-                    Value::Integer(value) => Some(*value),
-                    _ => None,
-                })
-                .collect::<Vec<_>>(),
-        ),
-        Kind::Text | Kind::Numeric => Box::new(
-            column
-                .map(|value| match value {
-                    Value::Text(value) => Some(value.clone()),
-                    _ => None,
-                })
-                .collect::<Vec<_>>(),
-        ),
-        Kind::Time => Box::new(
-            column
-                .map(|value| match value {
-                    Value::Time(value) => Some(*value),
-                    _ => None,
-                })
-                .collect::<Vec<_>>(),
-        ),
+/// The primary key of a row.
+fn id(row: &[Value]) -> Option<i64> {
+    match row.first() {
+        Some(Value::Integer(id)) => Some(*id),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::{DiscrepanciesConfig, ViewConfig};
+    use crate::view::View;
+
+    const ROWS: i64 = 3 * BULK_ROWS_MIN as i64;
+
+    fn number(id: i64) -> Value {
+        let text = match id % 8 {
+            0 => return Value::Null,
+            1 => "0".to_owned(),
+            2 => "-0.00".to_owned(),
+            3 => format!("{id}.50"),
+            4 => format!("-{id}00000000.000{id}"),
+            5 => format!("0.0000000{id}"),
+            6 => format!("000{id}0000"),
+            _ => format!("{}.{}", "9".repeat(100), "7".repeat(100)),
+        };
+        Value::Text(text)
+    }
+
+    fn value(column: &Column, id: i64) -> Value {
+        match column.kind {
+            _ if column.name == "id" => Value::Integer(id),
+            _ if id % 11 == 0 => Value::Null,
+            Kind::Id => Value::Integer(id * (i64::MAX / (2 * ROWS))),
+            Kind::Integer => Value::Integer((id - ROWS / 2) * i64::from(i32::MAX) / ROWS),
+            Kind::Text if id % 5 == 0 => Value::Text(String::new()),
+            Kind::Text => Value::Text(format!("\\N\t{id}\n'\"ž€")),
+            Kind::Numeric => number(id),
+            Kind::Time => Value::Time(Time((id - ROWS / 2) * 1_000_000_000_000_000)),
+        }
+    }
+
+    fn row(table: &Table, id: i64) -> Vec<Value> {
+        let columns = table.columns.iter();
+        columns.map(|column| value(column, id)).collect()
+    }
+
+    async fn view(name: &str) -> anyhow::Result<Client> {
+        let server = fixtures::servers().view().await?;
+        let name = fixtures::servers::database(server, name).await?;
+        let config = ViewConfig {
+            url: server.superuser_url(&name).into(),
+            readers: Vec::new(),
+            replicators: Vec::new(),
+        };
+        let (terms, sources) = (DiscrepanciesConfig::default(), crate::SOURCES);
+        let within = Duration::from_secs(5);
+        drop(View::open(&config, &terms, &sources.map(str::to_owned), within).await?);
+        server.superuser(&name).await
+    }
+
+    #[tokio::test]
+    async fn rows_are_the_same_however_they_are_put_in() -> anyhow::Result<()> {
+        let client = view("bulk").await?;
+        for table in TABLES {
+            let served = Mirror::prepare(&client, table, Side::Served).await?;
+            let rebuilt = Mirror::prepare(&client, table, Side::Rebuilt).await?;
+            let rows: Vec<_> = (1..=ROWS).map(|id| row(table, id)).collect();
+            let rows: Vec<_> = rows.iter().collect();
+            let by_bulk = served.bring(&client, rows.clone()).await?;
+            let by_upsert = rebuilt.upsert(&client, &rows).await?;
+            assert_eq!(by_bulk, by_upsert);
+            let list = |side| {
+                format!(
+                    "SELECT ROW({})::text FROM {}",
+                    table.each("*"),
+                    table.copy(side)
+                )
+            };
+            let (served, rebuilt) = (list(Side::Served), list(Side::Rebuilt));
+            let sql = format!(
+                "SELECT count(*), (SELECT count(*) FROM ({served} EXCEPT {rebuilt}) AS x) FROM ({served}) AS s"
+            );
+            let counts = client.query_one(&sql, &[]).await?;
+            assert_eq!(
+                (counts.get(0), counts.get(1)),
+                (ROWS, 0_i64),
+                "{}",
+                table.mirror
+            );
+        }
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn of_many_rows_those_that_changed_are_reported_and_new_ones_without_an_old_state()
+    -> anyhow::Result<()> {
+        let client = view("bulk_changes").await?;
+        let table = &LINE;
+        let mirror = Mirror::prepare(&client, table, Side::Served).await?;
+        let states = |changed: i64, last: i64| {
+            let rows = (1..=last).map(|id| {
+                let mut row = row(table, id);
+                row[1] = Value::Integer(if id <= changed { -id } else { id });
+                (id, State::Row(row))
+            });
+            rows.collect::<HashMap<_, _>>()
+        };
+        mirror.apply(&client, &states(0, ROWS)).await?;
+        let mut states = states(20, ROWS + 5);
+        states.insert(ROWS, State::Gone);
+        let mut changed = mirror.apply(&client, &states).await?;
+        let id = |of: &Changed| {
+            let row = of.new.as_ref().or(of.old.as_ref());
+            row.and_then(|row| row.integer("id"))
+        };
+        changed.sort_by_key(id);
+        let ids: Vec<_> = changed.iter().filter_map(id).collect();
+        let expected: Vec<_> = (1..=20).chain(ROWS..=ROWS + 5).collect();
+        assert_eq!(ids, expected);
+        let item = |row: &Option<Reported>| row.as_ref().and_then(|row| row.integer("item_id"));
+        for change in &changed {
+            let (old, new) = match id(change).unwrap_or_default() {
+                id if id <= 20 => (Some(id), Some(-id)),
+                ROWS => (Some(ROWS), None),
+                id => (None, Some(id)),
+            };
+            assert_eq!((item(&change.old), item(&change.new)), (old, new));
+        }
+        Ok(())
     }
 }

@@ -20,6 +20,9 @@ pub enum Kind {
     Time,
 }
 
+/// A parameter of a statement that many rows go through at once.
+pub(crate) type Array = Box<dyn ToSql + Sync + Send>;
+
 /// A value that fits its column.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Value {
@@ -64,6 +67,47 @@ impl Kind {
             Self::Id | Self::Integer => "bigint",
             Self::Text | Self::Numeric => "text",
             Self::Time => "timestamptz",
+        }
+    }
+
+    /// The parameter of this number, of many values of this kind.
+    pub(crate) fn array_sql(self, number: usize) -> String {
+        let (wire, sql) = (self.wire(), self.sql());
+        let cast = if wire == sql {
+            String::new()
+        } else {
+            format!("::{sql}[]")
+        };
+        format!("${number}::{wire}[]{cast}")
+    }
+
+    /// Many values as that parameter.
+    pub(crate) fn array<'a>(self, values: impl Iterator<Item = &'a Value>) -> Array {
+        match self {
+            Self::Id | Self::Integer => Box::new(
+                values
+                    .map(|value| match value {
+                        Value::Integer(value) => Some(*value),
+                        _ => None,
+                    })
+                    .collect::<Vec<_>>(),
+            ),
+            Self::Text | Self::Numeric => Box::new(
+                values
+                    .map(|value| match value {
+                        Value::Text(value) => Some(value.clone()),
+                        _ => None,
+                    })
+                    .collect::<Vec<_>>(),
+            ),
+            Self::Time => Box::new(
+                values
+                    .map(|value| match value {
+                        Value::Time(value) => Some(*value),
+                        _ => None,
+                    })
+                    .collect::<Vec<_>>(),
+            ),
         }
     }
 

@@ -12,7 +12,7 @@ use super::resource::{Kept, Known, Resource, Rows};
 use super::totals::{Of, Totals};
 use super::touched::{Moves, Touched, Turned};
 use super::unified::RESOURCES;
-use crate::mirror::TABLES;
+use crate::mirror::{Array, TABLES, Table};
 
 /// The writing session's settings. Touched rows are found by index, one by one, however many
 /// there are and whatever the planner knows of a table that was empty a minute ago: plans are
@@ -61,7 +61,7 @@ struct Prepared {
     statement: Statement,
 }
 
-type Parameters = Vec<Box<dyn ToSql + Sync + Send>>;
+type Parameters = Vec<Array>;
 
 impl Statements {
     /// For the sources known now; when that changes they are prepared again.
@@ -171,10 +171,10 @@ impl Statements {
             }
             let parameters = match &resource.kept {
                 Kept::Rows(rows) => named(resource, rows, &touched),
-                Kept::Totals(Totals {
-                    of: Of::Mirror(_), ..
-                }) => moved(resource, touched.take_moves(resource)),
-                Kept::Totals(_) => None,
+                Kept::Totals(totals) => match totals.of {
+                    Of::Mirror(table) => moved(table, totals, touched.take_moves(resource)),
+                    Of::Rows(_) => None,
+                },
             };
             Some((prepared, parameters?))
         });
@@ -260,10 +260,9 @@ fn named(resource: &Resource, rows: &Rows, touched: &Touched) -> Option<Paramete
     is_any.then(|| boxed.collect())
 }
 
-/// What the statement for moved totals takes, if any do.
-fn moved(total: &Resource, moves: Moves) -> Option<Parameters> {
-    let columns = total.totals()?.takes.len();
-    (!moves.is_empty()).then(|| moves.parameters(columns))
+/// What the statement for a total takes that rows of this mirror move, if any do.
+fn moved(of: &Table, totals: &Totals, moves: Moves) -> Option<Parameters> {
+    (!moves.is_empty()).then(|| moves.parameters(of, totals.takes))
 }
 
 /// Sends all statements in their order, then waits for them; the rows that each returned.
@@ -356,6 +355,7 @@ mod tests {
             .collect();
         statements.extend(TABLES.map(|table| table.upsert_sql(Side::Served)));
         statements.extend(TABLES.map(|table| table.delete_sql(Side::Served)));
+        statements.extend(TABLES.map(|table| table.there_sql(Side::Served)));
         statements.extend(crate::view::discrepancies::touched_sql(&known));
         statements.push(crate::view::discrepancies::part_paid::DUE.to_owned());
         for sql in statements {

@@ -95,16 +95,17 @@ impl Totals {
         join(sums.map(|name| format!("sum(p.sign * coalesce(c.{name}, 0)) AS {name}")))
     }
 
-    /// Stored sums, moved. Of a mirror by contributions: `$signs`, then an array of text a column
+    /// Stored sums, moved. Of a mirror by contributions: `$signs`, then an array a column
     /// taken; else by what [`Totals::moves`] gave, an array of text a column.
     pub(super) fn moved(&self, resource: &Resource) -> Computed {
         // A private total has no revision, and a parameter that is not used has no type.
         let first = if resource.is_private() { 1 } else { 2 };
         let array = |place: usize, sql: &str| format!("${}::text[]::{sql}[]", first + place);
         let moved = match self.of {
-            Of::Mirror(_) => {
+            Of::Mirror(table) => {
                 let taken = self.takes.iter().enumerate();
-                let taken = taken.map(|(place, name)| array(1 + place, self.of.type_of(name)));
+                let taken =
+                    taken.map(|(place, name)| table.kind_of(name).array_sql(first + 1 + place));
                 format!(
                     "SELECT {keys}, {sums}
                     FROM unnest(${first}::bigint[], {taken}) AS p (sign, {takes})
@@ -260,13 +261,6 @@ impl Of {
         match self {
             Self::Mirror(table) => table.mirror,
             Self::Rows(resource) => resource.table,
-        }
-    }
-
-    fn type_of(self, name: &str) -> &'static str {
-        match self {
-            Self::Mirror(table) => table.type_of(name),
-            Self::Rows(resource) => resource.type_of(name),
         }
     }
 

@@ -4,12 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use service::fault;
-use tokio_postgres::types::ToSql;
 
 use super::resource::Resource;
 use super::totals::Of;
 use super::unified::RESOURCES;
-use crate::mirror::{Changed, Reported, TRANSACTION};
+use crate::mirror::{Array, Changed, Reported, TRANSACTION, Table, Value};
 
 /// The unified rows that this state of a mirror row is an input of. That the orders of named
 /// transactions are touched as well is not said here: see [`super::resource::Rows::through`].
@@ -138,7 +137,7 @@ impl Touched {
                 && let Of::Mirror(table) = totals.of
                 && table == row.table
             {
-                let taken = totals.takes.iter().map(|name| row.text(name));
+                let taken = totals.takes.iter().map(|name| row.cloned(name));
                 let moves = self.moves.entry(resource.name()).or_default();
                 moves.push(sign, taken.collect());
             }
@@ -151,11 +150,11 @@ impl Touched {
 pub(super) struct Moves {
     signs: Vec<i64>,
     /// Of each what the contribution is computed from.
-    taken: Vec<Vec<Option<String>>>,
+    taken: Vec<Vec<Value>>,
 }
 
 impl Moves {
-    fn push(&mut self, sign: i64, taken: Vec<Option<String>>) {
+    fn push(&mut self, sign: i64, taken: Vec<Value>) {
         self.signs.push(sign);
         self.taken.push(taken);
     }
@@ -164,15 +163,14 @@ impl Moves {
         self.signs.is_empty()
     }
 
-    /// As parameters of the statement: the signs, then an array a column taken.
-    pub(super) fn parameters(self, columns: usize) -> Vec<Box<dyn ToSql + Sync + Send>> {
-        let mut arrays = vec![Vec::with_capacity(self.taken.len()); columns];
-        for taken in self.taken {
-            for (array, value) in arrays.iter_mut().zip(taken) {
-                array.push(value);
-            }
-        }
-        let arrays = arrays.into_iter().map(|array| Box::new(array) as _);
+    /// As parameters of the statement: the signs, then an array a column of the mirror taken.
+    pub(super) fn parameters(self, of: &Table, columns: &[&str]) -> Vec<Array> {
+        let arrays = columns.iter().enumerate().map(|(place, name)| {
+            let values = self.taken.iter();
+            let values = values.map(|taken| taken.get(place).unwrap_or(&Value::Null));
+            of.kind_of(name).array(values)
+        });
+        let arrays: Vec<_> = arrays.collect();
         std::iter::once(Box::new(self.signs) as _)
             .chain(arrays)
             .collect()

@@ -27,8 +27,8 @@ use crate::mirror::{Changed, Side};
 
 /// Touched rows that a view transaction remembers, at most: about 20 MB.
 const TOUCHED_MAX: usize = 1_000_000;
-/// Contributions that it remembers, at most.
-const CONTRIBUTIONS_MAX: usize = 5_000;
+/// Contributions that it remembers, at most: about 10 MB.
+const CONTRIBUTIONS_MAX: usize = 50_000;
 
 /// A checkpoint of a source, or the last part of one, with its events.
 #[derive(Debug)]
