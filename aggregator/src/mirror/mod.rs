@@ -503,8 +503,7 @@ mod tests {
         let name = fixtures::servers::database(server, name).await?;
         let config = ViewConfig {
             url: server.superuser_url(&name).into(),
-            readers: Vec::new(),
-            replicators: Vec::new(),
+            ..ViewConfig::default()
         };
         let (terms, sources) = (DiscrepanciesConfig::default(), crate::SOURCES);
         let within = Duration::from_secs(5);

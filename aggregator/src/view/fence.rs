@@ -168,8 +168,7 @@ mod tests {
         let name = fixtures::servers::database(server, "fence").await?;
         let config = ViewConfig {
             url: server.superuser_url(&name).into(),
-            readers: Vec::new(),
-            replicators: Vec::new(),
+            ..ViewConfig::default()
         };
         let (terms, sources) = (DiscrepanciesConfig::default(), crate::SOURCES);
         let sources = sources.map(str::to_owned);
