@@ -197,14 +197,23 @@ impl SourceTable {
         format!("{}.public.{}", self.system.name(), self.table)
     }
 
-    /// Its rows in `schema`, each as an event's `after`.
+    /// Its rows in `schema`, each as an event's `after`, with whatever columns there are.
     ///
     /// # Errors
     /// Where the database refuses.
     pub async fn rows(&self, client: &Client, schema: &str) -> Result<Rows> {
+        let known: Vec<_> = self.columns.iter().map(|(name, _)| *name).collect();
+        let sql = "select column_name::text from information_schema.columns
+                   where table_schema = $1::text and table_name = $2::text
+                       and column_name <> all($3)";
+        let added = client.query(sql, &[&schema, &self.table, &known]).await?;
+        let added: Vec<String> = added.iter().map(|row| row.get(0)).collect();
+        let added = added.iter().map(|name| (name.as_str(), Plain));
         let fields: Vec<String> = self
             .columns
             .iter()
+            .copied()
+            .chain(added)
             .map(|(name, encoding)| match encoding {
                 Plain => format!("'{name}', \"{name}\""),
                 Decimal => format!("'{name}', \"{name}\"::text"),
@@ -217,6 +226,22 @@ impl SourceTable {
             self.table
         );
         rows(client, &sql, ID).await
+    }
+}
+
+impl SourceTable {
+    /// Rows of it with the columns that the view needs, and no others.
+    #[must_use]
+    pub fn as_mirrored(&self, rows: &Rows) -> Rows {
+        let mirrored = |row: &Value| -> Value {
+            let columns = self.columns.iter();
+            columns
+                .map(|(name, _)| ((*name).to_owned(), row[*name].clone()))
+                .collect()
+        };
+        rows.iter()
+            .map(|(key, row)| (key.clone(), mirrored(row)))
+            .collect()
     }
 }
 

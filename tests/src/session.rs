@@ -73,7 +73,7 @@ impl Session {
     }
 }
 
-/// Has the connection ended, rather than a statement failed?
+/// Has the connection ended, or the disk no room, rather than a statement failed?
 fn is_of_the_server(error: &anyhow::Error) -> bool {
     let mut of_postgres = error
         .chain()
@@ -83,6 +83,7 @@ fn is_of_the_server(error: &anyhow::Error) -> bool {
             SqlState::ADMIN_SHUTDOWN,
             SqlState::CRASH_SHUTDOWN,
             SqlState::CANNOT_CONNECT_NOW,
+            SqlState::DISK_FULL,
         ];
         match error.code() {
             Some(code) => ended.contains(code),

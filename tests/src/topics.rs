@@ -9,7 +9,7 @@ use fixtures::stack::Stack;
 use kafka::follower::{
     Event, Follower, FollowerError, FollowerOptions, Standing, Step, last_record,
 };
-use kafka::{Checkpoint, KafkaConfig, Lsn};
+use kafka::{Checkpoint, KafkaConfig, Lsn, Position};
 use serde_json::{Value, json};
 
 /// How long a reader may take to reach a position.
@@ -37,6 +37,9 @@ pub struct Reader {
     /// The checkpoint that `tables` stand at, when `undo` is empty.
     taken: Option<Checkpoint>,
     checkpoints: u64,
+    /// Is it told to rebuild after seconds?
+    may_lag: bool,
+    rebuilds: u64,
 }
 
 /// Kafka's configuration as the stack's services have it.
@@ -44,12 +47,15 @@ pub struct Reader {
 /// # Errors
 /// Where the configuration changed its shape.
 pub fn kafka_config(stack: &Stack) -> Result<KafkaConfig> {
-    serde_json::from_value(json!({
+    let mut config = json!({
         "bootstrap": stack.bootstrap(),
         "topic_prefix": stack.topic_prefix(),
         "replication_factor": 1,
-    }))
-    .context("a KafkaConfig for the tests")
+    });
+    if let Some(lateness) = stack.lateness_max_ms() {
+        config["lateness_max_ms"] = lateness.into();
+    }
+    serde_json::from_value(config).context("a KafkaConfig for the tests")
 }
 
 fn follow(config: &KafkaConfig, source: &str, standing: &Standing) -> Result<Follower> {
@@ -80,6 +86,8 @@ impl Reader {
             undo: Vec::new(),
             taken: None,
             checkpoints: 0,
+            may_lag: stack.lateness_max_ms().is_some(),
+            rebuilds: 0,
         })
     }
 
@@ -125,18 +133,21 @@ impl Reader {
                 self.undo();
                 Ok(None)
             }
-            Step::Behind => bail!("a reader of {} is behind by days", self.source),
+            Step::Behind => self.begins_again().map(|()| None),
         }
     }
 
-    /// Takes steps until a checkpoint covers `lsn`.
+    /// Takes steps until a checkpoint of the epoch that the topics are in covers `lsn`.
     ///
     /// # Errors
     /// Where that takes too long.
     pub async fn reach(&mut self, lsn: &str) -> Result<()> {
         let lsn: Lsn = lsn.parse()?;
+        let last = last_record(&self.config, &self.source).await?;
+        let epoch = last.map_or(0, |record| record.epoch);
+        let least = Position { epoch, lsn };
         let deadline = Instant::now() + REACHED_WITHIN;
-        while self.taken.as_ref().is_none_or(|taken| taken.position < lsn) {
+        while self.taken.as_ref().is_none_or(|taken| taken.at() < least) {
             let left = deadline.saturating_duration_since(Instant::now());
             let step = tokio::time::timeout(left, self.step()).await;
             if let Ok(step) = step {
@@ -173,10 +184,31 @@ impl Reader {
         &self.source
     }
 
+    /// How often it was too far behind, and began again.
+    #[must_use]
+    pub fn rebuilds(&self) -> u64 {
+        self.rebuilds
+    }
+
     /// How many checkpoints were taken.
     #[must_use]
     pub fn checkpoints(&self) -> u64 {
         self.checkpoints
+    }
+
+    /// It has to rebuild: where the stack's readers may be behind by seconds only, that happens.
+    fn begins_again(&mut self) -> Result<()> {
+        ensure!(
+            self.may_lag,
+            "a reader of {} is behind by days",
+            self.source
+        );
+        self.undo.clear();
+        self.tables.clear();
+        self.standing = Standing::default();
+        self.rebuilds += 1;
+        self.follower = follow(&self.config, &self.source, &self.standing)?;
+        Ok(())
     }
 
     /// Another follower goes on from the last checkpoint.
