@@ -35,7 +35,7 @@ $(benchmarks): bench-%:
 	@exec $(scripts)/bench.sh $*
 
 .PHONY: soak
-soak: ## runs the random workload while everything fails (SOAK_S=600 SEED= FAULTS= ONLY=)
+soak: ## runs the random workload while everything fails (SOAK_S=600 SEED= FAULTS= CLIENTS=)
 	@exec $(scripts)/soak.sh
 
 .PHONY: fuzz

@@ -3,15 +3,18 @@
 use std::fmt;
 use std::time::Duration;
 
-use anyhow::Result;
 use fixtures::legacy::System;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 
+use super::owners::{ALTERED, Alteration, SPOILT, Share, Spoilt};
+
 /// One thing that goes wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Fault {
+    /// Its place among the seed's.
+    pub(super) number: usize,
     /// After the one before it.
     pub(super) after: Duration,
     pub(super) deed: Deed,
@@ -51,6 +54,23 @@ pub(super) enum Deed {
     },
     /// A base backup of the view's database; after a while that is put back, on a new timeline.
     RestoreView(Ms),
+    /// Likewise a source's.
+    RestoreSource(System, Ms),
+    /// A column that the view does not need comes, goes or gets another name.
+    Alter(System, &'static str, Alteration),
+    /// A column that the view needs has another name for a while.
+    RenameNeeded(Ms),
+    /// Some values become such as no sum and no date can contain.
+    Spoil(&'static Spoilt, Share),
+    /// Of the first key in quarantine, by command.
+    Retry,
+    Discard,
+    /// All that is spoilt gets values again.
+    Mend,
+    /// Nobody writes the view for longer than a reader of the topics may be behind.
+    Lag,
+    /// There is no room on the disk of the view's database for a while.
+    FillDisk(Ms),
     /// Nothing goes wrong until everything has caught up.
     Rest,
 }
@@ -74,7 +94,7 @@ impl fmt::Display for Server {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "after {} ms ", self.after.as_millis())?;
+        write!(f, "{}: after {} ms ", self.number, self.after.as_millis())?;
         match &self.deed {
             Deed::Pause(service, ms) => write!(f, "{service} is paused for {ms} ms"),
             Deed::Kill(service, None) => write!(f, "{service} is killed"),
@@ -102,16 +122,50 @@ impl fmt::Display for Fault {
             Deed::RestoreView(ms) => {
                 write!(f, "the view's database is put back by {ms} ms and more")
             }
+            Deed::RestoreSource(system, ms) => {
+                let name = system.name();
+                write!(f, "the database of {name} is put back by {ms} ms and more")
+            }
+            Deed::Alter(_, table, Alteration::Add(default)) => {
+                write!(f, "{table} gets a column with the default {default}")
+            }
+            Deed::Alter(_, table, Alteration::Rename) => {
+                write!(f, "{table}'s added column gets another name")
+            }
+            Deed::Alter(_, table, Alteration::Drop) => {
+                write!(f, "{table}'s added column is dropped")
+            }
+            Deed::RenameNeeded(ms) => {
+                write!(f, "wh_item.name has another name for {ms} ms")
+            }
+            Deed::Spoil(spoilt, Share::Few(rest)) => {
+                let Spoilt { table, column, .. } = spoilt;
+                write!(f, "{table}.{column} is spoilt in rows of id % 97 = {rest}")
+            }
+            Deed::Spoil(spoilt, Share::Third) => {
+                let Spoilt { table, column, .. } = spoilt;
+                write!(f, "{table}.{column} is spoilt in every third row")
+            }
+            Deed::Retry => f.write_str("a key in quarantine is read again"),
+            Deed::Discard => f.write_str("a key in quarantine is accepted as it is"),
+            Deed::Mend => f.write_str("what is spoilt is mended"),
+            Deed::Lag => f.write_str("both aggregators are paused until they lag too far"),
+            Deed::FillDisk(ms) => write!(f, "the view's disk is full for {ms} ms"),
             Deed::Rest => f.write_str("everything catches up"),
         }
     }
 }
 
 impl Fault {
-    pub(super) fn is_of_broker(&self) -> bool {
+    /// One that a run of a minute does without: of the broker, long, or of a disk that is to be mounted.
+    pub(super) fn is_for_soaks(&self) -> bool {
         matches!(
             self.deed,
-            Deed::PauseBroker(_) | Deed::Crash(Server::Kafka, _) | Deed::Restart(Server::Kafka)
+            Deed::PauseBroker(_)
+                | Deed::Crash(Server::Kafka, _)
+                | Deed::Restart(Server::Kafka)
+                | Deed::Lag
+                | Deed::FillDisk(_)
         )
     }
 
@@ -129,14 +183,19 @@ impl Fault {
             place -= weight;
         }
         let deed = chosen(random);
-        Self { after, deed }
+        let number = 0;
+        Self {
+            number,
+            after,
+            deed,
+        }
     }
 }
 
 type Draw = fn(&mut ChaCha8Rng) -> Deed;
 
 /// How often, and what.
-const DEEDS: [(u32, Draw); 18] = [
+const DEEDS: [(u32, Draw); 27] = [
     (26, kill),
     (12, |random| {
         Deed::Pause(any(random, &PROCESSES), random.random_range(100..6_000))
@@ -169,7 +228,33 @@ const DEEDS: [(u32, Draw); 18] = [
         repair: random.random_bool(0.3),
     }),
     (3, |random| Deed::RestoreView(random.random_range(0..3_000))),
-    (4, |_| Deed::Rest),
+    (3, |random| {
+        Deed::RestoreSource(system(random), random.random_range(0..3_000))
+    }),
+    (6, |random| {
+        let (system, table) = any(random, &ALTERED);
+        let alteration = match random.random_range(0..4) {
+            0 | 1 => Alteration::Add(random.random_range(0..1_000)),
+            2 => Alteration::Rename,
+            _ => Alteration::Drop,
+        };
+        Deed::Alter(system, table, alteration)
+    }),
+    (2, |random| {
+        Deed::RenameNeeded(random.random_range(0..3_000))
+    }),
+    (6, |random| {
+        let spoilt = &SPOILT[random.random_range(0..SPOILT.len())];
+        let floods = spoilt.table == "wh_price" && random.random_bool(0.4);
+        let few = Share::Few(random.random_range(0..97));
+        Deed::Spoil(spoilt, if floods { Share::Third } else { few })
+    }),
+    (2, |_| Deed::Retry),
+    (2, |_| Deed::Discard),
+    (1, |_| Deed::Mend),
+    (1, |_| Deed::Lag),
+    (2, |random| Deed::FillDisk(random.random_range(500..4_000))),
+    (5, |_| Deed::Rest),
 ];
 
 fn any<T: Copy>(random: &mut ChaCha8Rng, of: &[T]) -> T {
@@ -209,40 +294,6 @@ fn kill(random: &mut ChaCha8Rng) -> Deed {
     let then = point.filter(|_| random.random_bool(0.4));
     let then = then.map(|point| format!("{point}:kill:{}", random.random_range(1..60)));
     Deed::Kill(service, then)
-}
-
-/// The smallest part of a failing list that fails as well: its halves are tried, then what is left
-/// without each of its quarters, as long as something fails. Timing is not repeated, so that a part
-/// which goes well is no proof.
-pub(super) async fn smallest<F: Future<Output = Result<()>>>(
-    mut failing: Vec<Fault>,
-    mut again: impl FnMut(Vec<Fault>) -> F,
-) -> Vec<Fault> {
-    'smaller: while failing.len() > 1 {
-        for part in parts(&failing) {
-            println!("tries {} of {} faults again", part.len(), failing.len());
-            if again(part.clone()).await.is_err() {
-                failing = part;
-                continue 'smaller;
-            }
-        }
-        break;
-    }
-    failing
-}
-
-/// The halves of a list, and the list without each of its quarters.
-fn parts(all: &[Fault]) -> Vec<Vec<Fault>> {
-    let (first, second) = all.split_at(all.len() / 2);
-    let mut parts = vec![first.to_vec(), second.to_vec()];
-    if all.len() > 2 {
-        let quarter = all.len().div_ceil(4);
-        for begin in (0..all.len()).step_by(quarter) {
-            let end = (begin + quarter).min(all.len());
-            parts.push([&all[..begin], &all[end..]].concat());
-        }
-    }
-    parts
 }
 
 /// The processes. A standby and its leader change places.
@@ -325,20 +376,5 @@ mod tests {
         };
         assert_eq!(draw(1), draw(1));
         assert_ne!(draw(1), draw(2));
-    }
-
-    /// Two of many, far from each other, are needed: they are what is left.
-    #[tokio::test]
-    async fn what_does_not_matter_is_left_out() {
-        let mut random = ChaCha8Rng::seed_from_u64(3);
-        let all: Vec<_> = (0..37).map(|_| Fault::draw(&mut random)).collect();
-        for guilty in [vec![all[23].clone()], vec![all[2].clone(), all[30].clone()]] {
-            let found = smallest(all.clone(), async |part| {
-                let happens = guilty.iter().all(|one| part.contains(one));
-                anyhow::ensure!(!happens, "it happened");
-                Ok(())
-            });
-            assert_eq!(found.await, guilty);
-        }
     }
 }

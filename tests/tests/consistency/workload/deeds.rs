@@ -8,21 +8,26 @@ use anyhow::{Context, Result, bail, ensure};
 use fixtures::legacy::System;
 use fixtures::stack::{Service, Stack};
 use nix::sys::signal::Signal;
-use serde_json::Value;
-use tokio::process::Child;
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::chaos::{Deed, Fault, Server};
+use super::shop::Shop;
+use super::{owners, quiet};
 
 /// How long a process may take to come back.
 const BACK_WITHIN: Duration = Duration::from_secs(60);
-/// How long a command that runs beside the faults may go on after them.
-const COMMANDS_END_WITHIN: Duration = Duration::from_secs(180);
+
+/// What is left of a disk that is full.
+const LEFT_MIB: u64 = 1;
+
+/// So much longer than it may an aggregator lags.
+const LAG_BEYOND_MS: u64 = 5_000;
 
 /// Who does it.
 struct Gremlin<'a> {
+    shop: &'a Shop,
     stack: &'a Stack,
     stop: &'a CancellationToken,
     /// Those that may die at a fault point yet.
@@ -34,13 +39,14 @@ struct Gremlin<'a> {
 /// Does them one after the other, then lets all processes live. Those that were done stand in `done`,
 /// also where it fails.
 pub(super) async fn run(
-    stack: &Stack,
+    shop: &Shop,
     faults: impl Iterator<Item = Fault>,
     done: &mut Vec<Fault>,
-    stop: &CancellationToken,
 ) -> Result<()> {
+    let stop = &shop.stop;
     let mut gremlin = Gremlin {
-        stack,
+        shop,
+        stack: &shop.stack,
         stop,
         armed: BTreeSet::new(),
         commands: JoinSet::new(),
@@ -96,9 +102,25 @@ impl Gremlin<'_> {
             Deed::Rebuild(system) => self.rebuild(*system)?,
             Deed::Verify { repair } => self.verify(*repair)?,
             Deed::RestoreView(ms) => self.restore_view(*ms).await?,
+            Deed::Alter(system, table, alteration) => {
+                let mut client = self.stack.source(*system).await?;
+                owners::alter(&mut client, table, *alteration).await?;
+            }
+            Deed::RenameNeeded(ms) => {
+                owners::rename_item_name(self.stack, true).await?;
+                wait(*ms).await;
+                owners::rename_item_name(self.stack, false).await?;
+            }
+            Deed::Spoil(spoilt, share) => spoilt.spoil(self.stack, *share).await?,
+            Deed::Retry => self.of_quarantine("retry").await?,
+            Deed::Discard => self.of_quarantine("discard").await?,
+            Deed::Mend => owners::mend(self.stack).await?,
+            Deed::RestoreSource(system, ms) => self.restore_source(*system, *ms).await?,
+            Deed::Lag => self.lag().await?,
+            Deed::FillDisk(ms) => self.fill_disk(*ms).await?,
             Deed::Rest => tokio::select! {
                 () = self.stop.cancelled() => {}
-                rested = self.stack.caught_up() => rested?,
+                rested = quiet::rest(self.shop) => rested?,
             },
         }
         Ok(())
@@ -215,7 +237,7 @@ impl Gremlin<'_> {
         let arguments = ["rebuild", "--source", system.name()];
         let running = aggregator.spawn_command(aggregator.config(), &arguments)?;
         self.commands.spawn(async move {
-            ended(running).await?;
+            quiet::to_its_end(running).await?;
             Ok(())
         });
         Ok(())
@@ -223,29 +245,108 @@ impl Gremlin<'_> {
 
     /// What it compares is right at every moment, whatever else happens.
     fn verify(&mut self, repair: bool) -> Result<()> {
-        let aggregator = self.stack.service("aggregator");
         let arguments = ["verify", "--json", "--repair"];
-        let arguments = &arguments[..2 + usize::from(repair)];
-        let running = aggregator.spawn_command(aggregator.config(), arguments)?;
+        let running = quiet::verify(self.stack, &arguments[..2 + usize::from(repair)])?;
         self.commands.spawn(async move {
-            let Some(output) = ended(running).await? else {
-                bail!("verify does not end");
-            };
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-            let code = output.status.code();
-            println!(
-                "verify ends with {code:?}, {} differ",
-                report["difference_count"]
-            );
-            ensure!(
-                code == Some(0) && !said.contains("again") || code == Some(2),
-                "verify found something, or broke: {code:?} {said} {report}"
-            );
-            let differ = report["difference_count"].as_u64().unwrap_or_default();
-            ensure!(differ == 0, "verify found {differ} differences: {report}");
+            running.await?;
             Ok(())
         });
+        Ok(())
+    }
+
+    /// Somebody has the first key in quarantine read again, or accepts it as it is.
+    async fn of_quarantine(&mut self, what: &'static str) -> Result<()> {
+        let view = self.stack.view().await?;
+        let sql = r#"select source, "table", key from public.quarantine where not suspended
+                     order by at, key limit 1"#;
+        let Some(row) = view.query_opt(sql, &[]).await? else {
+            return Ok(());
+        };
+        let (source, table, key): (String, String, String) = (row.get(0), row.get(1), row.get(2));
+        if what == "discard" {
+            self.shop.accept(key.clone());
+        }
+        let which = ["--source", &source, "--table", &table, "--key", &key];
+        let arguments: Vec<_> = ["quarantine", what].into_iter().chain(which).collect();
+        let aggregator = self.stack.service("aggregator");
+        let running = aggregator.spawn_command(aggregator.config(), &arguments)?;
+        self.commands.spawn(async move {
+            let output = quiet::to_its_end(running).await?;
+            let output = output.with_context(|| format!("quarantine {what} does not end"))?;
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            let code = output.status.code();
+            println!("quarantine {what} of {key} ends with {code:?}");
+            ensure!(
+                matches!(code, Some(0..=2)) && !said.contains("panicked"),
+                "quarantine {what}: {code:?} {said}"
+            );
+            Ok(())
+        });
+        Ok(())
+    }
+
+    /// A backup of a while ago is put in a source's place, on a timeline of its own and without the
+    /// slot: what was written since is gone.
+    async fn restore_source(&self, system: System, ms: u64) -> Result<()> {
+        let folder = self.stack.folder().join("backup-of-a-source");
+        let mut source = self.stack.cluster(system).lock().await;
+        source.base_backup(&folder).await?;
+        wait(ms).await;
+        self.shop.puts_back(system);
+        source.crash().await;
+        source.restore_base_backup(&folder)?;
+        forget(&folder)?;
+        source.restart().await?;
+        self.shop.puts_back(system);
+        Ok(())
+    }
+
+    /// Whichever leads: the topics are compacted meanwhile, so that what was superseded is gone.
+    async fn lag(&self) -> Result<()> {
+        let Some(lateness_ms) = self.stack.lateness_max_ms() else {
+            return Ok(());
+        };
+        let both = [
+            self.running("aggregator").await?,
+            self.running("aggregator-standby").await?,
+        ];
+        for service in both {
+            service.stop();
+        }
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = wait(u64::from(lateness_ms) + LAG_BEYOND_MS) => {}
+        }
+        for service in both {
+            service.cont();
+        }
+        Ok(())
+    }
+
+    /// Where a disk may be mounted. PostgreSQL ends itself where its log does not fit; whoever runs it starts
+    /// it again.
+    async fn fill_disk(&self, ms: u64) -> Result<()> {
+        let Some(disk) = &self.shop.disk else {
+            return Ok(());
+        };
+        // What the checkpointer would write later needs its room as well.
+        self.stack.view().await?.batch_execute("checkpoint").await?;
+        disk.fill_but(LEFT_MIB)?;
+        wait(ms).await;
+        disk.empty()?;
+        let deadline = Instant::now() + BACK_WITHIN;
+        while let Err(error) = self.stack.view().await {
+            if Instant::now() > deadline {
+                return Err(error.context("the view's database does not come back"));
+            }
+            let mut view = self.stack.view_cluster().lock().await;
+            let running = view.process().filter(|process| process.status().is_none());
+            if running.is_none() {
+                println!("the view's database has ended itself");
+                view.restart().await?;
+            }
+            wait(100).await;
+        }
         Ok(())
     }
 
@@ -274,12 +375,6 @@ impl Gremlin<'_> {
         }
         Ok(())
     }
-}
-
-/// What a command said; none: it did not end in time, and was killed.
-async fn ended(running: Child) -> Result<Option<std::process::Output>> {
-    let output = tokio::time::timeout(COMMANDS_END_WITHIN, running.wait_with_output()).await;
-    Ok(output.ok().transpose()?)
 }
 
 fn forget(folder: &Path) -> Result<()> {

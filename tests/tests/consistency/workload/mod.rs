@@ -3,39 +3,48 @@
 //! transaction or the past, and at rest everything equals the oracle.
 //!
 //! `SEED=` repeats a run's decisions (not its timing). `FAULTS=` says how many faults there are, or
-//! which of the seed's (`FROM..TO`); `SOAK_S=` for how many seconds there are any instead. A run with
-//! either that fails tries parts of what went wrong, as long as they fail too, and prints the
-//! smallest list it found. `ONLY=broker` leaves out the faults whose line does not say so. Where
-//! nothing is said the broker stays up.
+//! which of the seed's (`FROM..TO`, several with commas between); `SOAK_S=` for how many seconds there
+//! are any instead. `CLIENTS=` names who writes, `TRANSACTIONS=` how many each. A run with one of these
+//! that fails tries parts of its history, for `SHRINK_S=` seconds, and prints the smallest that was seen
+//! to fail. `ONLY=broker` leaves out the faults whose line does not say so. Where nothing is said the
+//! broker stays up.
 
 mod chaos;
+mod clients;
 mod deeds;
 mod guarded;
+mod history;
+mod owners;
+mod quiet;
+mod shop;
 mod watchers;
 mod writers;
 
 use std::future::Future;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use fixtures::legacy::System;
+use anyhow::{Result, bail, ensure};
+use fixtures::disk::SmallDisk;
+use fixtures::legacy::{PerSystem, System};
 use fixtures::stack::{Options, Stack};
-use rand::Rng;
 use tests::oracle::Oracle;
 use tests::rest;
-use tests::session::Session;
 use tests::topics::Reader;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use chaos::Fault;
+use clients::Workload;
 use guarded::Guarded;
+use history::History;
+use shop::Shop;
 
 /// What a task of the workload hands back when it is told to stop.
 #[derive(Debug)]
 enum Outcome {
-    Count(&'static str, u64),
+    Count(String, u64),
     Reader(Box<Reader>),
 }
 
@@ -45,90 +54,189 @@ const ENOUGH: u64 = 10;
 /// Faults of a run that says nothing else.
 const FAULTS: usize = 18;
 
+/// In a soak readers may be so far behind: seconds stand for the days.
+const LATENESS_MAX_MS: u32 = 40_000;
+
+/// Holds the view's cluster and what it grows by.
+const DISK_MIB: u32 = 1_000;
+
+/// Longer than any run: somebody counts on its transactions.
+const NO_LIMIT: Duration = Duration::from_secs(24 * 3_600);
+
+/// How long parts of a failing history are tried where nothing is said.
+const SHRINK_S: u64 = 1_800;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_sees_part_of_a_transaction_or_the_past_whatever_fails() -> Result<()> {
-    let seed = number("SEED").unwrap_or_else(rand::random);
-    let mut random = writers::random(seed, 100);
-    let only = std::env::var("ONLY").unwrap_or_default();
-    let (soak_s, part) = (number("SOAK_S"), range("FAULTS")?);
-    let soaks = soak_s.is_some() || part.is_some();
-    // A soak alone: see the open failures in tests/README.md.
+    let asked = Asked::from_the_environment()?;
+    println!("{asked:?}");
+    let seed = asked.seed;
+    let mut random = writers::random(seed, 100, 0);
     let drawn = std::iter::from_fn(|| Some(Fault::draw(&mut random)))
-        .filter(|fault| soaks || !fault.is_of_broker())
-        .filter(|fault| fault.to_string().contains(&only));
-    println!("SEED={seed} SOAK_S={soak_s:?} FAULTS={part:?} ONLY={only:?}");
-    let mut done = Vec::new();
-    let ended = match (part, soak_s) {
-        (Some(part), _) => {
-            let part = drawn.skip(part.start).take(part.len());
-            simulate(seed, part, &mut done, false).await
+        // A soak alone: see the open failures in tests/README.md.
+        .filter(|fault| asked.soaks() || !fault.is_for_soaks())
+        .filter(|fault| fault.to_string().contains(&asked.only))
+        .enumerate()
+        .map(|(number, fault)| Fault { number, ..fault });
+    let mut history = History {
+        faults: Vec::new(),
+        workload: asked.workload.clone(),
+    };
+    let depth = if asked.soaks() {
+        Depth::Soak
+    } else {
+        Depth::Short
+    };
+    let ended = match (&asked.faults, asked.soak_s) {
+        (Some(chosen), _) => {
+            let last = chosen.iter().map(|range| range.end).max();
+            let part = drawn
+                .take(last.unwrap_or_default())
+                .filter(|fault| chosen.iter().any(|range| range.contains(&fault.number)));
+            simulate(seed, &mut history, part, Depth::Part).await
         }
         (None, Some(soak_s)) => {
             let end = Instant::now() + Duration::from_secs(soak_s);
             let until = drawn.take_while(|_| Instant::now() < end);
-            simulate(seed, until, &mut done, true).await
+            simulate(seed, &mut history, until, depth).await
         }
-        (None, None) => simulate(seed, drawn.take(FAULTS), &mut done, true).await,
+        (None, None) => simulate(seed, &mut history, drawn.take(FAULTS), depth).await,
     };
     let Err(error) = ended else { return Ok(()) };
-    let number = done.len();
-    println!("SEED={seed} fails after {number} faults: {error:#}");
+    println!(
+        "SEED={seed} fails after {} faults: {error:#}",
+        history.faults.len()
+    );
     println!("that is: {}", error.root_cause());
-    let mut found = done;
-    if soaks {
-        let smaller = chaos::smallest(found, async |part| {
-            simulate(seed, part.into_iter(), &mut Vec::new(), false).await
-        });
-        found = smaller.await;
+    if asked.soaks() {
+        history = smaller(&asked, history).await;
     }
-    println!("the smallest history that was seen to fail, with the workload of SEED={seed}:");
-    for fault in &found {
-        println!("  {fault}");
-    }
-    bail!("see above; repeat with SEED={seed} FAULTS={number} ONLY={only:?}")
+    println!("the smallest history that was seen to fail, of SEED={seed}:\n{history}");
+    let (only, variables) = (asked.only, history.variables());
+    bail!("see above; repeat with SEED={seed} ONLY={only:?} {variables}")
 }
 
-/// One run on a stack of its own. `whole`: it must have been long enough to mean something.
+/// What the environment says about the run.
+#[derive(Debug)]
+struct Asked {
+    seed: u64,
+    soak_s: Option<u64>,
+    faults: Option<Vec<Range<usize>>>,
+    only: String,
+    workload: Workload,
+    shrink_s: u64,
+}
+
+impl Asked {
+    fn from_the_environment() -> Result<Self> {
+        let text = |name: &str| std::env::var(name).ok();
+        let number = |name: &str| text(name)?.parse().ok();
+        let faults = text("FAULTS").as_deref().map(history::chosen);
+        let clients = text("CLIENTS");
+        Ok(Self {
+            seed: number("SEED").unwrap_or_else(rand::random),
+            soak_s: number("SOAK_S"),
+            faults: faults.transpose()?,
+            only: text("ONLY").unwrap_or_default(),
+            workload: history::workload(clients.as_deref(), number("TRANSACTIONS"))?,
+            shrink_s: number("SHRINK_S").unwrap_or(SHRINK_S),
+        })
+    }
+
+    fn soaks(&self) -> bool {
+        self.soak_s.is_some() || self.faults.is_some()
+    }
+}
+
+/// What a run has to try, to mean something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Depth {
+    /// Of a history: nothing.
+    Part,
+    /// Everything often enough.
+    Short,
+    /// And the view is compared with the sources while these are written to.
+    Soak,
+}
+
+/// The smallest part of a history that is found to fail in the time there is.
+async fn smaller(asked: &Asked, failing: History) -> History {
+    let end = Instant::now() + Duration::from_secs(asked.shrink_s);
+    history::smallest(failing, async |part| {
+        if Instant::now() > end {
+            return false;
+        }
+        let mut again = History {
+            faults: Vec::new(),
+            workload: part.workload.clone(),
+        };
+        let faults = part.faults.iter().cloned();
+        let ran = simulate(asked.seed, &mut again, faults, Depth::Part).await;
+        ran.is_err()
+    })
+    .await
+}
+
+/// One run on a stack of its own. In the history stands what was done, also where it fails.
 async fn simulate(
     seed: u64,
+    history: &mut History,
     faults: impl Iterator<Item = Fault>,
-    done: &mut Vec<Fault>,
-    whole: bool,
+    depth: Depth,
 ) -> Result<()> {
-    let stack = Arc::new(start().await?);
-    let ran = run(&stack, seed, faults, done, whole).await;
+    let shop = Arc::new(opened(depth != Depth::Short).await?);
+    let begun = Instant::now();
+    let ran = run(&shop, seed, history, faults, depth).await;
+    history.workload.within = Some(begun.elapsed());
+    let each = history.workload.each.get_or_insert(u64::MAX);
+    *each = shop.tries().min(*each);
     ran.map_err(|error| {
         println!("fails: {}", error.root_cause());
-        stack.explain(error)
+        shop.stack.explain(error)
     })
 }
 
-/// `TO` or `FROM..TO` of a variable.
-fn range(name: &str) -> Result<Option<std::ops::Range<usize>>> {
-    let Ok(text) = std::env::var(name) else {
-        return Ok(None);
-    };
-    let (from, to) = text.split_once("..").unwrap_or(("0", &text));
-    let range = || Ok::<_, std::num::ParseIntError>(from.parse()?..to.parse()?);
-    range()
-        .map(Some)
-        .with_context(|| format!("{name} is TO or FROM..TO"))
-}
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
-async fn start() -> Result<Stack> {
-    Stack::start(Options {
+/// A stack of its own, with the guarded rows, that shows all of it.
+async fn opened(soaks: bool) -> Result<Shop> {
+    let disk = if soaks { small_disk() } else { None };
+    let stack = Stack::start(Options {
         seed: true,
         own_servers: true,
         standbys: &["aggregator", "connector-sales"],
         transaction_timeout_ms: Some(3_000),
         settings: settings(),
+        lateness_max_ms: soaks.then_some(LATENESS_MAX_MS),
+        view_folder: disk.as_ref().map(|disk| disk.path().to_owned()),
         ..Options::default()
     })
-    .await
+    .await?;
+    if disk.is_some() {
+        // Of its log no more than fits.
+        let view = stack.view().await?;
+        let bound = "alter system set max_wal_size = '128MB'";
+        view.execute(bound, &[]).await?;
+        view.execute("select pg_reload_conf()", &[]).await?;
+    }
+    let (mut sales, mut accounting) = (
+        stack.source(System::Sales).await?,
+        stack.source(System::Accounting).await?,
+    );
+    let guarded = Guarded::write(&mut sales, &mut accounting).await?;
+    let probe = async |system| watchers::probe(&stack.source(system).await?, system).await;
+    let probes = PerSystem {
+        warehouse: probe(System::Warehouse).await?,
+        accounting: probe(System::Accounting).await?,
+        sales: probe(System::Sales).await?,
+    };
+    stack.caught_up().await?;
+    Ok(Shop::new(stack, disk, guarded, probes))
+}
+
+/// A disk that can be filled; none where neither this process nor `sudo` may mount one.
+fn small_disk() -> Option<SmallDisk> {
+    SmallDisk::mount(DISK_MIB)
+        .inspect_err(|error| println!("no disk is filled: {error:#}"))
+        .ok()
 }
 
 /// Bounds so small that a large source transaction spans several Kafka transactions, a table
@@ -139,38 +247,53 @@ fn settings() -> Vec<(String, String, toml::Value)> {
         ("connector", "stream.kafka_transaction_ms_max", 1_000),
         ("connector", "reads.chunk_rows", 300),
         ("aggregator", "apply.step_events_max", 500),
+        (
+            "aggregator",
+            "quarantine.suspend_after",
+            owners::SUSPEND_AFTER,
+        ),
     ]
     .map(|(service, key, value)| (service.to_owned(), key.to_owned(), value.into()))
     .into()
 }
 
 async fn run(
-    stack: &Arc<Stack>,
+    shop: &Arc<Shop>,
     seed: u64,
+    history: &mut History,
     faults: impl Iterator<Item = Fault>,
-    done: &mut Vec<Fault>,
-    whole: bool,
+    depth: Depth,
 ) -> Result<()> {
-    let (mut sales, mut accounting) = (
-        stack.source(System::Sales).await?,
-        stack.source(System::Accounting).await?,
-    );
-    let guarded = Arc::new(Guarded::write(&mut sales, &mut accounting).await?);
-    stack.caught_up().await?;
-
-    let tasks = Tasks::default();
-    write(&tasks, stack, &guarded, seed);
-    watch(&tasks, stack, &guarded);
-    let chaos = deeds::run(stack, faults, done, &tasks.stop).await;
-    println!("{} faults", done.len());
-    // Everything lives; the writers go on for a while, so that all catch up under load.
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    let begun = Instant::now();
+    let tasks = Tasks::of(shop);
+    history.workload.begins(&tasks, shop, seed);
+    watch(&tasks, shop);
+    let chaos = async {
+        deeds::run(shop, faults, &mut history.faults).await?;
+        if let Some(each) = history.workload.each {
+            let ends = begun + history.workload.within.unwrap_or(NO_LIMIT);
+            tokio::select! {
+                () = shop.stop.cancelled() => {}
+                () = tokio::time::sleep_until(ends.into()) => {}
+                () = shop.has_tried(each) => {}
+            }
+        }
+        // Everything lives, and all catch up under load.
+        tokio::select! {
+            () = shop.stop.cancelled() => Ok(()),
+            caught_up = catches_up(shop, depth) => caught_up,
+        }
+    };
+    let chaos = chaos.await;
+    println!("{} faults", history.faults.len());
     // What a watcher saw says more than what the chaos did about it.
     let outcomes = tasks.finish().await?;
     chaos?;
 
-    rest::agrees(stack).await?;
+    let stack = &shop.stack;
+    quiet::ended(stack).await?;
     let oracle = Oracle::read(stack).await?;
+    let whole = depth != Depth::Part;
     for outcome in outcomes {
         match outcome {
             Outcome::Count(what, count) => {
@@ -183,10 +306,23 @@ async fn run(
     Ok(())
 }
 
+/// While writers go on, but for those that have written all they should.
+async fn catches_up(shop: &Shop, depth: Depth) -> Result<()> {
+    quiet::recovered(&shop.stack).await?;
+    match depth {
+        Depth::Part | Depth::Short => Ok(()),
+        Depth::Soak => quiet::verified(&shop.stack).await,
+    }
+}
+
 /// A reader that followed all the way ends where the oracle is.
 async fn ended(stack: &Stack, oracle: &Oracle, mut reader: Reader, whole: bool) -> Result<()> {
     let source = reader.source().to_owned();
-    println!("checkpoints of {source}: {}", reader.checkpoints());
+    println!(
+        "checkpoints of {source}: {}, rebuilt {} times",
+        reader.checkpoints(),
+        reader.rebuilds()
+    );
     // `unified` has few where its database is away for much of the run.
     let least = if source == "unified" { 3 } else { 10 };
     ensure!(
@@ -204,114 +340,55 @@ async fn ended(stack: &Stack, oracle: &Oracle, mut reader: Reader, whole: bool) 
     rest::reader_agrees(&reader, oracle)
 }
 
-fn write(tasks: &Tasks, stack: &Arc<Stack>, guarded: &Arc<Guarded>, seed: u64) {
-    let session = |system| Session::new(stack.source_url(system));
-    let (rows, until) = (guarded.clone(), tasks.stop.clone());
-    let mut sales = session(System::Sales);
+fn watch(tasks: &Tasks, shop: &Arc<Shop>) {
+    let of = shop.clone();
     tasks.spawn(async move {
-        let mut random = writers::random(seed, 1);
-        let mut moves = 0;
-        while !until.is_cancelled() {
-            let large = moves % 40 == 39;
-            let Some(client) = sales.client().await? else {
-                continue;
-            };
-            let moved = rows.move_in_sales(&mut random, client, large).await;
-            moves += u64::from(sales.settle(moved)?.is_some());
-            pace(random.random_range(5..60)).await;
-        }
-        Ok(Outcome::Count("moves in sales", moves))
+        let looks = watchers::view(&of).await?;
+        Ok(Outcome::Count("looks at the view".to_owned(), looks))
     });
-    let (rows, until) = (guarded.clone(), tasks.stop.clone());
-    let mut accounting = session(System::Accounting);
+    let of = shop.clone();
     tasks.spawn(async move {
-        let mut random = writers::random(seed, 2);
-        let mut moves = 0;
-        while !until.is_cancelled() {
-            let Some(client) = accounting.client().await? else {
-                continue;
-            };
-            let moved = rows.move_in_accounting(&mut random, client).await;
-            moves += u64::from(accounting.settle(moved)?.is_some());
-            pace(random.random_range(20..120)).await;
-        }
-        Ok(Outcome::Count("moves in accounting", moves))
+        let looks = watchers::api(&of).await?;
+        Ok(Outcome::Count("answers of the API".to_owned(), looks))
     });
-    for system in System::ALL {
-        let until = tasks.stop.clone();
-        let mut session = session(system);
-        tasks.spawn(async move {
-            let mut random = writers::random(seed, 3 + system as u64);
-            let (mut count, mut own) = (0, Vec::new());
-            while !until.is_cancelled() {
-                let Some(client) = session.client().await? else {
-                    continue;
-                };
-                let written = match system {
-                    System::Warehouse => writers::warehouse(&mut random, client).await,
-                    System::Sales => writers::sales(&mut random, client, &mut own).await,
-                    System::Accounting => writers::accounting(&mut random, client, &mut own).await,
-                };
-                count += u64::from(session.settle(written)?.is_some());
-                pace(random.random_range(10..150)).await;
-            }
-            Ok(Outcome::Count(system.name(), count))
-        });
-    }
-}
-
-fn watch(tasks: &Tasks, stack: &Arc<Stack>, guarded: &Arc<Guarded>) {
-    let stop = &tasks.stop;
-    let (of, rows, until) = (stack.clone(), guarded.clone(), stop.clone());
+    let of = shop.clone();
     tasks.spawn(async move {
-        let looks = watchers::view(&of, &rows, &until).await?;
-        Ok(Outcome::Count("looks at the view", looks))
-    });
-    let (of, rows, until) = (stack.clone(), guarded.clone(), stop.clone());
-    tasks.spawn(async move {
-        let looks = watchers::api(&of, &rows, &until).await?;
-        Ok(Outcome::Count("answers of the API", looks))
-    });
-    let (of, rows, until) = (stack.clone(), guarded.clone(), stop.clone());
-    tasks.spawn(async move {
-        let looks = watchers::lists(&of, &rows, &until).await?;
-        Ok(Outcome::Count("pages of the API", looks))
+        let looks = watchers::lists(&of).await?;
+        Ok(Outcome::Count("pages of the API".to_owned(), looks))
     });
     for source in ["sales", "accounting", "warehouse", "unified"] {
-        let (of, rows, until) = (stack.clone(), guarded.clone(), stop.clone());
+        let of = shop.clone();
         tasks.spawn(async move {
-            let reader = watchers::topics(&of, source, &rows, &until).await?;
+            let reader = watchers::topics(&of, source).await?;
             Ok(Outcome::Reader(Box::new(reader)))
         });
     }
-    for system in System::ALL {
-        let (of, until) = (stack.clone(), stop.clone());
-        tasks.spawn(async move {
-            let count = watchers::read_own_writes(&of, system, &until).await?;
-            Ok(Outcome::Count("own writes read", count))
-        });
-    }
-}
-
-/// The load's rhythm; nothing waits for it.
-async fn pace(milliseconds: u64) {
-    tokio::time::sleep(Duration::from_millis(milliseconds)).await;
 }
 
 /// The tasks of a run. The first that fails stops all.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Tasks {
     stop: CancellationToken,
+    failed: CancellationToken,
     running: Mutex<JoinSet<Result<Outcome>>>,
 }
 
 impl Tasks {
+    fn of(shop: &Shop) -> Self {
+        Self {
+            stop: shop.stop.clone(),
+            failed: shop.failed.clone(),
+            running: Mutex::default(),
+        }
+    }
+
     fn spawn(&self, task: impl Future<Output = Result<Outcome>> + Send + 'static) {
-        let stop = self.stop.clone();
+        let (stop, failed) = (self.stop.clone(), self.failed.clone());
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         running.spawn(async move {
             let outcome = task.await;
             if outcome.is_err() {
+                failed.cancel();
                 stop.cancel();
             }
             outcome

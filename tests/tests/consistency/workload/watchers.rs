@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use fixtures::legacy::System;
-use fixtures::stack::{Stack, current_lsn};
+use fixtures::stack::current_lsn;
 use kafka::Lsn;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -16,21 +16,23 @@ use tests::rest;
 use tests::session::Session;
 use tests::topics::Reader;
 use tokio_postgres::Client;
-use tokio_util::sync::CancellationToken;
 
 use super::ENOUGH;
 use super::guarded::{Guarded, Seen};
+use super::shop::Shop;
 use super::writers::PROBE;
 
 /// Between two looks of a watcher that nothing paces: the two cores are for the stack.
 const PACE: Duration = Duration::from_millis(5);
 
 /// Looks into the view's database, one snapshot a look. Returns how often.
-pub(super) async fn view(
-    stack: &Stack,
-    guarded: &Guarded,
-    stop: &CancellationToken,
-) -> Result<u64> {
+pub(super) async fn view(shop: &Shop) -> Result<u64> {
+    let Shop {
+        stack,
+        guarded,
+        stop,
+        ..
+    } = shop;
     let mut session = Session::new(stack.view_url());
     let orders = in_list(guarded.all_orders());
     let customers = in_list(guarded.customers.iter().map(|id| i64::from(*id)));
@@ -95,7 +97,13 @@ fn in_list(ids: impl IntoIterator<Item = i64>) -> String {
 
 /// Asks the API, each guarded row in its turn, with the position of the answer before as the
 /// least. Returns how often it was answered.
-pub(super) async fn api(stack: &Stack, guarded: &Guarded, stop: &CancellationToken) -> Result<u64> {
+pub(super) async fn api(shop: &Shop) -> Result<u64> {
+    let Shop {
+        stack,
+        guarded,
+        stop,
+        ..
+    } = shop;
     let api = Api::new(stack.api_url())?;
     let mut paths = Vec::new();
     for id in guarded.all_orders() {
@@ -145,11 +153,13 @@ pub(super) async fn api(stack: &Stack, guarded: &Guarded, stop: &CancellationTok
 }
 
 /// Asks the API for lists: a page shows one revision, so several rows of it must fit together.
-pub(super) async fn lists(
-    stack: &Stack,
-    guarded: &Guarded,
-    stop: &CancellationToken,
-) -> Result<u64> {
+pub(super) async fn lists(shop: &Shop) -> Result<u64> {
+    let Shop {
+        stack,
+        guarded,
+        stop,
+        ..
+    } = shop;
     let api = Api::new(stack.api_url())?;
     let last = guarded.all_orders().into_iter().max().unwrap_or_default();
     // The guarded orders stand together, so a cursor to before them makes a page with all.
@@ -204,12 +214,13 @@ async fn cursor_before(api: &Api, first: i64) -> Result<Option<String>> {
 }
 
 /// Follows a source's checkpoints. Returns the reader, which goes on at rest.
-pub(super) async fn topics(
-    stack: &Stack,
-    source: &str,
-    guarded: &Guarded,
-    stop: &CancellationToken,
-) -> Result<Reader> {
+pub(super) async fn topics(shop: &Shop, source: &str) -> Result<Reader> {
+    let Shop {
+        stack,
+        guarded,
+        stop,
+        ..
+    } = shop;
     let mut reader = Reader::from_the_beginning(stack, source)?;
     loop {
         let step = tokio::select! {
@@ -229,11 +240,12 @@ pub(super) async fn topics(
 
 fn check_unified(guarded: &Guarded, reader: &Reader) -> Result<()> {
     let seen = |table: &str| -> Result<BTreeMap<i64, Value>> {
-        // While a source is being loaded its fields are null and no total is claimed.
+        // While a source is being loaded its fields are null and no total is claimed; nor of a row
+        // one of whose inputs cannot be applied.
         let known = reader
             .table(&format!("public.{table}"))
             .iter()
-            .filter(|(_, row)| row["unknown"] == json!("{}"))
+            .filter(|(_, row)| row["unknown"] == json!("{}") && row["degraded"] == json!(false))
             .map(|(key, row)| (key.clone(), row.clone()))
             .collect();
         let table = UNIFIED.into_iter().find(|one| one.table == table);
@@ -252,32 +264,43 @@ fn check_unified(guarded: &Guarded, reader: &Reader) -> Result<()> {
 }
 
 /// Writes a number, again and again, and must each time read that number. Returns how often: at least
-/// [`ENOUGH`], since a fault may hold each of them up, and none does at the end.
-pub(super) async fn read_own_writes(
-    stack: &Stack,
-    system: System,
-    stop: &CancellationToken,
-) -> Result<u64> {
+/// [`ENOUGH`] where nobody says how often, since a fault may hold each of them up, and none does at the end.
+pub(super) async fn read_own_writes(shop: &Shop, system: System, each: Option<u64>) -> Result<u64> {
+    let Shop { stack, stop, .. } = shop;
     let api = Api::new(stack.api_url())?;
     let mut session = Session::new(stack.source_url(system));
-    let (write, path) = probe(&stack.source(system).await?, system).await?;
+    let Probe { write, path } = shop.probes.of(system);
+    let mut put_back = shop.put_back(system);
     let mut last = None::<Answer>;
     let mut number = 0_i32;
-    while !stop.is_cancelled() || u64::try_from(number)? < ENOUGH {
+    let goes_on = |number| match each {
+        Some(each) => number < each && !stop.is_cancelled(),
+        None => number < ENOUGH && !shop.failed.is_cancelled() || !stop.is_cancelled(),
+    };
+    while goes_on(u64::try_from(number)?) {
         number += 1;
+        let open = shop.open().await;
+        put_back.borrow_and_update();
         let Some(client) = session.client().await? else {
             continue;
         };
         let lsn = async {
-            client.execute(&write, &[&number]).await?;
+            client.execute(write, &[&number]).await?;
             current_lsn(client).await
         };
         let lsn = lsn.await;
         let Some(lsn) = session.settle(lsn)? else {
             continue;
         };
+        drop(open);
         let minimum = format!("{}={lsn}", system.name());
-        let answer = api.patient(&path, Some(&minimum)).await?;
+        let answer = tokio::select! {
+            answer = api.patient(path, Some(&minimum)) => answer?,
+            _ = put_back.changed() => continue,
+        };
+        if put_back.has_changed()? {
+            continue;
+        }
         ensure!(answer.status == StatusCode::OK, "{path}: {}", answer.body);
         let seen = match system {
             System::Warehouse => answer.body["quantity_in_stock"].clone(),
@@ -309,8 +332,17 @@ pub(super) async fn read_own_writes(
     Ok(u64::try_from(number)?)
 }
 
-/// A row of the probe's own; the statement that writes a number to it; where it is read.
-async fn probe(client: &Client, system: System) -> Result<(String, String)> {
+/// A row of somebody's own.
+#[derive(Debug, Clone)]
+pub(super) struct Probe {
+    /// The statement that writes a number to it.
+    write: String,
+    /// Where it is read.
+    path: String,
+}
+
+/// Makes one.
+pub(super) async fn probe(client: &Client, system: System) -> Result<Probe> {
     let probe_item = format!(
         "with item as (insert into wh_item (name, description, country_of_origin)
              values ('probe', '', '{PROBE}') returning id)
@@ -338,7 +370,10 @@ async fn probe(client: &Client, system: System) -> Result<(String, String)> {
     };
     let id: i64 = client.query_one(make, &[]).await?.get(0);
     let path = format!("/v1/{path}/{id}?max_wait_ms=10000");
-    Ok((format!("{write}{id}"), path))
+    Ok(Probe {
+        write: format!("{write}{id}"),
+        path,
+    })
 }
 
 fn not_before(least: &Positions, answer: &Answer) -> Result<()> {

@@ -7,10 +7,11 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tokio_postgres::{Client, Transaction};
 
-/// A generator for one task of the workload, the same for the same seed.
-pub(super) fn random(seed: u64, task: u64) -> ChaCha8Rng {
+/// A generator for one step of a task of the workload, the same for the same seed: whatever the steps
+/// before it needed of theirs.
+pub(super) fn random(seed: u64, task: u64, step: u64) -> ChaCha8Rng {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
-    random.set_stream(task);
+    random.set_stream(task << 32 | step);
     random
 }
 
