@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use fixtures::legacy::System;
 use rand::Rng;
+use rand_chacha::ChaCha8Rng;
 use tests::session::Session;
 
 use super::shop::Shop;
@@ -16,13 +17,19 @@ use super::{Outcome, Tasks, owners, watchers, writers};
 /// One who writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Client {
+    Writer(Writer),
+    /// Reads what it wrote.
+    OwnWrites(System),
+}
+
+/// One who only writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Writer {
     /// Moves money between guarded rows.
     MovesInSales,
     MovesInAccounting,
     /// The legacy application.
     Application(System),
-    /// Reads what it wrote.
-    OwnWrites(System),
 }
 
 /// Who takes part in a run.
@@ -39,9 +46,9 @@ pub(super) struct Workload {
 impl fmt::Display for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::MovesInSales => f.write_str("moves-in-sales"),
-            Self::MovesInAccounting => f.write_str("moves-in-accounting"),
-            Self::Application(system) => f.write_str(system.name()),
+            Self::Writer(Writer::MovesInSales) => f.write_str("moves-in-sales"),
+            Self::Writer(Writer::MovesInAccounting) => f.write_str("moves-in-accounting"),
+            Self::Writer(Writer::Application(system)) => f.write_str(system.name()),
             Self::OwnWrites(system) => write!(f, "own-writes-in-{}", system.name()),
         }
     }
@@ -63,23 +70,15 @@ impl fmt::Display for Workload {
 
 impl Client {
     pub(super) const ALL: [Self; 8] = [
-        Self::MovesInSales,
-        Self::MovesInAccounting,
-        Self::Application(System::Warehouse),
-        Self::Application(System::Accounting),
-        Self::Application(System::Sales),
+        Self::Writer(Writer::MovesInSales),
+        Self::Writer(Writer::MovesInAccounting),
+        Self::Writer(Writer::Application(System::Warehouse)),
+        Self::Writer(Writer::Application(System::Accounting)),
+        Self::Writer(Writer::Application(System::Sales)),
         Self::OwnWrites(System::Warehouse),
         Self::OwnWrites(System::Accounting),
         Self::OwnWrites(System::Sales),
     ];
-
-    fn system(self) -> System {
-        match self {
-            Self::MovesInSales => System::Sales,
-            Self::MovesInAccounting => System::Accounting,
-            Self::Application(system) | Self::OwnWrites(system) => system,
-        }
-    }
 
     /// Its place among all, by which its decisions differ from the others'.
     fn task(self) -> u64 {
@@ -98,7 +97,10 @@ impl Workload {
                     Client::OwnWrites(system) => {
                         watchers::read_own_writes(&shop, system, each).await
                     }
-                    _ => writes(&shop, client, seed, each).await,
+                    Client::Writer(writer) => {
+                        let random = |number| random(seed, client.task(), number);
+                        writes(&shop, writer, random, each).await
+                    }
                 };
                 Ok(Outcome::Count(client.to_string(), count?))
             });
@@ -106,37 +108,50 @@ impl Workload {
     }
 }
 
-impl Client {
+impl Writer {
+    fn system(self) -> System {
+        match self {
+            Self::MovesInSales => System::Sales,
+            Self::MovesInAccounting => System::Accounting,
+            Self::Application(system) => system,
+        }
+    }
+
     /// Between two transactions, milliseconds.
     fn pace(self) -> std::ops::Range<u64> {
         match self {
             Self::MovesInSales => 5..60,
             Self::MovesInAccounting => 20..120,
-            Self::Application(_) | Self::OwnWrites(_) => 10..150,
+            Self::Application(_) => 10..150,
         }
     }
 }
 
 /// One transaction after the other. What each decides follows from the seed and its number alone,
 /// whatever became of those before it. Returns how many were not cut off.
-async fn writes(shop: &Shop, client: Client, seed: u64, each: Option<u64>) -> Result<u64> {
-    let mut session = Session::new(shop.stack.source_url(client.system()));
+async fn writes(
+    shop: &Shop,
+    writer: Writer,
+    random: impl Fn(u64) -> ChaCha8Rng,
+    each: Option<u64>,
+) -> Result<u64> {
+    let mut session = Session::new(shop.stack.source_url(writer.system()));
     let (mut number, mut done, mut own) = (0, 0, Vec::new());
     while !shop.stop.is_cancelled() && each.is_none_or(|each| number < each) {
         let open = shop.open().await;
         let Some(to) = session.client().await? else {
             continue;
         };
-        let mut random = random(seed, client.task(), number);
-        let written = match client {
-            Client::MovesInSales => {
+        let mut random = random(number);
+        let written = match writer {
+            Writer::MovesInSales => {
                 let large = number % 40 == 39;
                 shop.guarded.move_in_sales(&mut random, to, large).await
             }
-            Client::MovesInAccounting => shop.guarded.move_in_accounting(&mut random, to).await,
-            Client::Application(System::Warehouse) => writers::warehouse(&mut random, to).await,
-            Client::Application(System::Sales) => writers::sales(&mut random, to, &mut own).await,
-            Client::Application(System::Accounting) | Client::OwnWrites(_) => {
+            Writer::MovesInAccounting => shop.guarded.move_in_accounting(&mut random, to).await,
+            Writer::Application(System::Warehouse) => writers::warehouse(&mut random, to).await,
+            Writer::Application(System::Sales) => writers::sales(&mut random, to, &mut own).await,
+            Writer::Application(System::Accounting) => {
                 writers::accounting(&mut random, to, &mut own).await
             }
         };
@@ -149,7 +164,7 @@ async fn writes(shop: &Shop, client: Client, seed: u64, each: Option<u64>) -> Re
         done += u64::from(session.settle(written)?.is_some());
         drop(open);
         // The load's rhythm; nothing waits for it.
-        tokio::time::sleep(Duration::from_millis(random.random_range(client.pace()))).await;
+        tokio::time::sleep(Duration::from_millis(random.random_range(writer.pace()))).await;
     }
     Ok(done)
 }

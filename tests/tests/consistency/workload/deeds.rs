@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::chaos::{Deed, Fault, Server};
 use super::shop::Shop;
-use super::{owners, quiet};
+use super::{LATENESS_OF_THE_VIEW_MS, owners, quiet};
 
 /// How long a process may take to come back.
 const BACK_WITHIN: Duration = Duration::from_secs(60);
@@ -301,11 +301,9 @@ impl Gremlin<'_> {
         Ok(())
     }
 
-    /// Whichever leads: the topics are compacted meanwhile, so that what was superseded is gone.
+    /// Whichever leads: the sources are loaded anew from compacted topics.
     async fn lag(&self) -> Result<()> {
-        let Some(lateness_ms) = self.stack.lateness_max_ms() else {
-            return Ok(());
-        };
+        let lateness_ms = u64::try_from(LATENESS_OF_THE_VIEW_MS)?;
         let both = [
             self.running("aggregator").await?,
             self.running("aggregator-standby").await?,
@@ -315,7 +313,7 @@ impl Gremlin<'_> {
         }
         tokio::select! {
             () = self.stop.cancelled() => {}
-            () = wait(u64::from(lateness_ms) + LAG_BEYOND_MS) => {}
+            () = wait(lateness_ms + LAG_BEYOND_MS) => {}
         }
         for service in both {
             service.cont();
@@ -358,7 +356,11 @@ impl Gremlin<'_> {
         view.crash().await;
         view.restore_base_backup(&folder)?;
         forget(&folder)?;
-        view.restart().await
+        view.restart().await?;
+        match &self.shop.office {
+            Some(office) => office.lock().await.copies(&view).await,
+            None => Ok(()),
+        }
     }
 
     /// Nothing dies any more, and what runs beside ends.

@@ -161,6 +161,9 @@ mod tests {
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
+    use crate::workload::clients::Writer;
+
+    const MOVES: Client = Client::Writer(Writer::MovesInSales);
 
     fn drawn(number: usize) -> Vec<Fault> {
         let mut random = ChaCha8Rng::seed_from_u64(3);
@@ -184,13 +187,13 @@ mod tests {
             let found = smallest(all, async |part| {
                 let has = |number: &usize| part.faults.iter().any(|fault| fault.number == *number);
                 guilty.iter().all(has)
-                    && part.workload.clients.contains(&Client::MovesInSales)
+                    && part.workload.clients.contains(&MOVES)
                     && part.workload.each > Some(50)
             });
             let found = found.await;
             let numbers: Vec<_> = found.faults.iter().map(|fault| fault.number).collect();
             assert_eq!(numbers, guilty);
-            assert_eq!(found.workload.clients, [Client::MovesInSales]);
+            assert_eq!(found.workload.clients, [MOVES]);
             assert_eq!(found.workload.each, Some(56));
         }
         Ok(())

@@ -14,6 +14,7 @@ mod clients;
 mod deeds;
 mod guarded;
 mod history;
+mod office;
 mod owners;
 mod quiet;
 mod shop;
@@ -39,6 +40,7 @@ use chaos::Fault;
 use clients::Workload;
 use guarded::Guarded;
 use history::History;
+use office::Office;
 use shop::Shop;
 
 /// What a task of the workload hands back when it is told to stop.
@@ -54,8 +56,12 @@ const ENOUGH: u64 = 10;
 /// Faults of a run that says nothing else.
 const FAULTS: usize = 18;
 
-/// In a soak readers may be so far behind: seconds stand for the days.
-const LATENESS_MAX_MS: u32 = 40_000;
+/// In a soak readers may be so far behind: minutes stand for the days. Whoever begins anew has half of it
+/// to read the topics.
+const LATENESS_MAX_MS: u32 = 180_000;
+
+/// The aggregator in a soak: less than somebody who reads what he wrote waits.
+const LATENESS_OF_THE_VIEW_MS: i64 = 60_000;
 
 /// Holds the view's cluster and what it grows by.
 const DISK_MIB: u32 = 1_000;
@@ -204,7 +210,7 @@ async fn opened(soaks: bool) -> Result<Shop> {
         own_servers: true,
         standbys: &["aggregator", "connector-sales"],
         transaction_timeout_ms: Some(3_000),
-        settings: settings(),
+        settings: settings(soaks),
         lateness_max_ms: soaks.then_some(LATENESS_MAX_MS),
         view_folder: disk.as_ref().map(|disk| disk.path().to_owned()),
         ..Options::default()
@@ -229,7 +235,11 @@ async fn opened(soaks: bool) -> Result<Shop> {
         sales: probe(System::Sales).await?,
     };
     stack.caught_up().await?;
-    Ok(Shop::new(stack, disk, guarded, probes))
+    let office = match soaks {
+        true => Some(Office::open(&stack).await?),
+        false => None,
+    };
+    Ok(Shop::new(stack, office, disk, guarded, probes))
 }
 
 /// A disk that can be filled; none where neither this process nor `sudo` may mount one.
@@ -241,8 +251,13 @@ fn small_disk() -> Option<SmallDisk> {
 
 /// Bounds so small that a large source transaction spans several Kafka transactions, a table
 /// several chunks, and a checkpoint several steps of the aggregator.
-fn settings() -> Vec<(String, String, toml::Value)> {
-    [
+fn settings(soaks: bool) -> Vec<(String, String, toml::Value)> {
+    let lateness = (
+        "aggregator",
+        "kafka.lateness_max_ms",
+        LATENESS_OF_THE_VIEW_MS,
+    );
+    let always = [
         ("connector", "stream.kafka_transaction_events_max", 400),
         ("connector", "stream.kafka_transaction_ms_max", 1_000),
         ("connector", "reads.chunk_rows", 300),
@@ -252,9 +267,12 @@ fn settings() -> Vec<(String, String, toml::Value)> {
             "quarantine.suspend_after",
             owners::SUSPEND_AFTER,
         ),
-    ]
-    .map(|(service, key, value)| (service.to_owned(), key.to_owned(), value.into()))
-    .into()
+    ];
+    always
+        .into_iter()
+        .chain(soaks.then_some(lateness))
+        .map(|(service, key, value)| (service.to_owned(), key.to_owned(), value.into()))
+        .collect()
 }
 
 async fn run(

@@ -176,15 +176,16 @@ pub(super) fn is_of_renaming(error: &anyhow::Error) -> bool {
 }
 
 impl Spoilt {
-    fn table_and_column(&self) -> (&str, &str) {
-        (self.table, self.column)
-    }
-
     /// What was spoilt of it before is mended, and some rows are spoilt.
     pub(super) async fn spoil(&self, stack: &Stack, share: Share) -> Result<()> {
         let mut client = stack.source(self.system).await?;
-        let (table, column) = self.table_and_column();
-        let (value, rows) = (self.value, self.rows);
+        let Self {
+            table,
+            column,
+            value,
+            rows,
+            ..
+        } = self;
         let share = match share {
             Share::Few(rest) => format!("id % 97 = {rest}"),
             Share::Third => "id % 3 = 0".to_owned(),
@@ -200,16 +201,26 @@ impl Spoilt {
     }
 
     fn mending(&self) -> String {
-        let (table, column) = self.table_and_column();
-        let (value, sound) = (self.value, self.sound);
+        let Self {
+            table,
+            column,
+            value,
+            sound,
+            ..
+        } = self;
         format!("update {table} set {column} = '{sound}' where {column} = '{value}'")
     }
 
     /// The ids of the rows that are spoilt, and the keys of the unified rows that show them.
     pub(super) async fn found(&self, stack: &Stack) -> Result<Vec<(i64, i64)>> {
         let client = stack.source(self.system).await?;
-        let (table, column) = self.table_and_column();
-        let (value, key) = (self.value, self.shown_in.1);
+        let Self {
+            table,
+            column,
+            value,
+            shown_in: (_, key),
+            ..
+        } = self;
         let sql =
             format!("select id, {key}::bigint from {table} where {column} = '{value}' order by id");
         let rows = client.query(&sql, &[]).await?;

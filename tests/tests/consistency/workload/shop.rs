@@ -1,21 +1,26 @@
 //! What all who take part in a run share.
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 
 use fixtures::disk::SmallDisk;
 use fixtures::legacy::{PerSystem, System};
 use fixtures::stack::Stack;
-use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard, watch};
+use tokio::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::guarded::Guarded;
+use super::office::Office;
 use super::watchers::Probe;
 
 /// The stack, and who may do what to it.
 #[derive(Debug)]
 pub(super) struct Shop {
     pub(super) stack: Stack,
+    /// In a soak: a second instance of the API.
+    pub(super) office: Option<Mutex<Office>>,
+    /// The URLs of the API's instances.
+    pub(super) apis: Vec<String>,
     /// The view's, where it may be filled.
     pub(super) disk: Option<SmallDisk>,
     pub(super) guarded: Guarded,
@@ -31,18 +36,22 @@ pub(super) struct Shop {
     /// How many transactions the busiest of those who write has tried.
     tries: watch::Sender<u64>,
     /// Keys in quarantine that somebody accepted as they are, or may have.
-    accepted: Mutex<BTreeSet<String>>,
+    accepted: std::sync::Mutex<BTreeSet<String>>,
 }
 
 impl Shop {
     pub(super) fn new(
         stack: Stack,
+        office: Option<(Office, String)>,
         disk: Option<SmallDisk>,
         guarded: Guarded,
         probes: PerSystem<Probe>,
     ) -> Self {
+        let (office, url) = office.unzip();
         Self {
+            apis: [stack.api_url()].into_iter().chain(url).collect(),
             stack,
+            office: office.map(Mutex::new),
             disk,
             guarded,
             probes,
@@ -51,7 +60,7 @@ impl Shop {
             open: RwLock::new(()),
             put_back: PerSystem::new(|_| watch::Sender::new(0)),
             tries: watch::Sender::new(0),
-            accepted: Mutex::default(),
+            accepted: std::sync::Mutex::default(),
         }
     }
 

@@ -95,16 +95,11 @@ fn in_list(ids: impl IntoIterator<Item = i64>) -> String {
     ids.join(", ")
 }
 
-/// Asks the API, each guarded row in its turn, with the position of the answer before as the
-/// least. Returns how often it was answered.
+/// Asks the API's instances, each guarded row in its turn, with the position of the answer before as
+/// the least. Returns how often it was answered.
 pub(super) async fn api(shop: &Shop) -> Result<u64> {
-    let Shop {
-        stack,
-        guarded,
-        stop,
-        ..
-    } = shop;
-    let api = Api::new(stack.api_url())?;
+    let Shop { guarded, stop, .. } = shop;
+    let apis = shop.apis.iter().map(Api::new).collect::<Result<Vec<_>>>()?;
     let mut paths = Vec::new();
     for id in guarded.all_orders() {
         paths.push(("orders", id));
@@ -116,13 +111,13 @@ pub(super) async fn api(shop: &Shop) -> Result<u64> {
         paths.push(("transactions", *id));
     }
     let (mut looks, mut before) = (0, None::<Answer>);
-    for (kind, id) in paths.iter().cycle() {
+    for ((kind, id), api) in paths.iter().cycle().zip(apis.iter().cycle()) {
         if stop.is_cancelled() {
             break;
         }
         let path = format!("/v1/{kind}/{id}?max_wait_ms=10000");
-        // Every other request is one that any instance may answer from its cache.
-        let minimum = before.as_ref().filter(|_| looks % 2 == 1);
+        // Every third request is one that any instance may answer from its cache.
+        let minimum = before.as_ref().filter(|_| looks % 3 > 0);
         let minimum = minimum.map(|answer| answer.view_position.as_str());
         let Ok(answer) = api.get(&path, minimum).await else {
             tokio::time::sleep(PACE).await;

@@ -156,7 +156,7 @@ async fn reuse_item(writing: &Transaction<'_>, random: &mut ChaCha8Rng, item: i6
     Ok(())
 }
 
-/// One transaction in sales, on orders below `orders_below`: those above are guarded.
+/// One transaction in sales, on orders of its own.
 pub(super) async fn sales(
     random: &mut ChaCha8Rng,
     client: &mut Client,
