@@ -102,6 +102,14 @@ async fn followed(stack: &Stack) -> Result<()> {
     Ok(())
 }
 
+/// The epoch in which a source's connector has followed its server as it is now.
+pub(super) async fn epoch(stack: &Stack, system: System) -> Result<u64> {
+    let client = stack.source(system).await?;
+    let config = kafka_config(stack)?;
+    let record = recorded(&config, system.name(), &client, &Columns::new()).await?;
+    Ok(record.epoch)
+}
+
 /// The columns that a source's tables have now.
 async fn columns(client: &Client, system: System) -> Result<Columns> {
     let sql = "select table_schema || '.' || table_name, column_name::text

@@ -17,10 +17,10 @@ use tests::session::Session;
 use tests::topics::Reader;
 use tokio_postgres::Client;
 
-use super::ENOUGH;
 use super::guarded::{Guarded, Seen};
 use super::shop::Shop;
 use super::writers::PROBE;
+use super::{ENOUGH, quiet};
 
 /// Between two looks of a watcher that nothing paces: the two cores are for the stack.
 const PACE: Duration = Duration::from_millis(5);
@@ -266,6 +266,8 @@ pub(super) async fn read_own_writes(shop: &Shop, system: System, each: Option<u6
     let mut session = Session::new(stack.source_url(system));
     let Probe { write, path } = shop.probes.of(system);
     let mut put_back = shop.put_back(system);
+    // Once the source was put back: the one that goes on from there, and a colon.
+    let mut epoch = String::new();
     let mut last = None::<Answer>;
     let mut number = 0_i32;
     let goes_on = |number| match each {
@@ -274,8 +276,16 @@ pub(super) async fn read_own_writes(shop: &Shop, system: System, each: Option<u6
     };
     while goes_on(u64::try_from(number)?) {
         number += 1;
+        if put_back.has_changed()? {
+            put_back.borrow_and_update();
+            // From before, the view may stand further on in the log than what is written now.
+            match quiet::epoch(stack, system).await {
+                Ok(now) => epoch = format!("{now}:"),
+                Err(_) => put_back.mark_changed(),
+            }
+            continue;
+        }
         let open = shop.open().await;
-        put_back.borrow_and_update();
         let Some(client) = session.client().await? else {
             continue;
         };
@@ -288,10 +298,14 @@ pub(super) async fn read_own_writes(shop: &Shop, system: System, each: Option<u6
             continue;
         };
         drop(open);
-        let minimum = format!("{}={lsn}", system.name());
+        let minimum = format!("{}={epoch}{lsn}", system.name());
         let answer = tokio::select! {
             answer = api.patient(path, Some(&minimum)) => answer?,
-            _ = put_back.changed() => continue,
+            changed = put_back.changed() => {
+                changed?;
+                put_back.mark_changed();
+                continue;
+            }
         };
         if put_back.has_changed()? {
             continue;
